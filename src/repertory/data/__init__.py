@@ -1,0 +1,1 @@
+"""Readers, bundled data, simulation and samplers."""

@@ -1,0 +1,1 @@
+"""Layers with parameters that two or more systems use."""

@@ -1,0 +1,1 @@
+"""The systems, a room each; no room imports another."""
