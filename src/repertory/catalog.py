@@ -5,7 +5,9 @@ Reading cards imports no torch; building a model does.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -76,17 +78,17 @@ class Card:
     published: tuple[Figure, ...] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Status:
-    """What ``repertory verify --record`` derived for a system, and whether the code has changed since (``stale``)."""
+    """What ``repertory verify --record`` derived for a system, and whether its code has changed since (``stale``)."""
 
     status: str = "planned"
     vectors_passed: int = 0
     vectors_total: int = 0
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    hash: str = ""
+    inferred: tuple[str, ...] = ()
     stale: bool = False
 
 
@@ -126,7 +128,9 @@ def _problems(card: Card, slug: str) -> list[str]:
         problems.append(f"field {card.field!r} is none of {', '.join(FIELDS)}")
     if not 1990 <= card.year <= 2100:
         problems.append(f"year {card.year} is not a year")
-    problems += [f"{name} is empty" for name in ("task", "title", "venue", "purpose", "inference") if not getattr(card, name)]
+    problems += [
+        f"{name} is empty" for name in ("task", "title", "venue", "purpose", "inference") if not getattr(card, name)
+    ]
     if not card.parts:
         problems.append("no parts: every card names what defines its system")
     for part in card.parts:
@@ -134,14 +138,18 @@ def _problems(card: Card, slug: str) -> list[str]:
             problems.append(f"part {part.name!r} needs exactly one of kinds, test, inferred")
     for figure in card.published:
         if figure.source not in SOURCES:
-            problems.append(f"figure {figure.metric!r} has source {figure.source!r}; published figures cite {', '.join(SOURCES)}")
+            problems.append(
+                f"figure {figure.metric!r} has source {figure.source!r}; published figures cite {', '.join(SOURCES)}"
+            )
     return problems
 
 
 @cache
 def cards() -> Mapping[str, Card]:
     """Every card, by slug, in alphabetical order."""
-    folders = sorted((f for f in files("repertory.systems").iterdir() if (f / "card.toml").is_file()), key=lambda f: f.name)
+    folders = sorted(
+        (f for f in files("repertory.systems").iterdir() if (f / "card.toml").is_file()), key=lambda f: f.name
+    )
     return {f.name: parse_card((f / "card.toml").read_text(encoding="utf-8"), f.name) for f in folders}
 
 
@@ -163,7 +171,66 @@ def list_systems(field: str | None = None, task: str | None = None) -> list[str]
     return [c.slug for c in cards().values() if field in (None, c.field) and task in (None, c.task)]
 
 
-def recorded(slug: str) -> Mapping[str, Any]:
-    """The recorded ``status.json`` of ``slug``; empty where nothing was recorded."""
-    path = room(slug) / "status.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def status(slug: str) -> Status:
+    """The recorded status of ``slug``; ``planned`` where nothing was recorded."""
+    path = room(card(slug).slug) / "status.json"
+    if not path.is_file():
+        return Status()
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Status(
+        raw["status"],
+        raw["vectors_passed"],
+        raw["vectors_total"],
+        tuple(raw["inferred"]),
+        stale=raw["hash"] != fingerprint(slug),
+    )
+
+
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(repertory[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+(repertory[\w.]+))", re.M
+)
+
+
+def _module_file(name: str) -> Traversable | None:
+    """The source file of the module ``repertory.…``, found without importing it."""
+    parts = name.split(".")[1:]
+    place = files("repertory")
+    for part in parts:
+        place = place / part
+    if place.is_dir():
+        return place / "__init__.py" if (place / "__init__.py").is_file() else None
+    parent = files("repertory")
+    for part in parts[:-1]:
+        parent = parent / part
+    source = parent / f"{parts[-1]}.py" if parts else parent / "__init__.py"
+    return source if source.is_file() else None
+
+
+@cache
+def _imports(name: str) -> tuple[bytes, frozenset[str]]:
+    """The source of module ``name`` and the ``repertory`` modules that it imports."""
+    source = _module_file(name)
+    content = source.read_bytes() if source else b""
+    found = set()
+    for base, names, plain in _IMPORT.findall(content.decode("utf-8")):
+        found.add(base or plain)
+        found |= {f"{base}.{word}" for word in re.findall(r"\w+", names) if base and _module_file(f"{base}.{word}")}
+    return content, frozenset(n for n in found if _module_file(n))
+
+
+def fingerprint(slug: str) -> str:
+    """A hash over the room of ``slug`` and every ``repertory`` module that it imports, directly or not."""
+    digest, seen = hashlib.sha256(), set()
+    queue = [f"repertory.systems.{slug}.{f.name[:-3]}" for f in room(slug).iterdir() if f.name.endswith(".py")]
+    while queue:
+        name = queue.pop()
+        if name not in seen:
+            seen.add(name)
+            queue += _imports(name)[1]
+    for name in sorted(seen):
+        digest.update(name.encode() + b"\0" + _imports(name)[0])
+    folder = room(slug) / "vectors"
+    proofs = sorted(folder.iterdir(), key=lambda f: f.name) if folder.is_dir() else []
+    for proof in [room(slug) / "card.toml", *proofs]:
+        digest.update(proof.name.encode() + b"\0" + proof.read_bytes())
+    return digest.hexdigest()[:16]
