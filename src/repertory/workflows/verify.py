@@ -130,7 +130,9 @@ def source_root() -> Path:
     """The source tree that this package runs from; ``ValueError`` where it is installed without one."""
     root = Path(__file__).resolve().parents[3]
     if not (root / "pyproject.toml").is_file() or not (root / "tests").is_dir():
-        raise ValueError("--record needs a source tree (pyproject.toml and tests/ beside src/); this is an installed package")
+        raise ValueError(
+            "--record needs a source tree (pyproject.toml and tests/ beside src/); this is an installed package"
+        )
     return root
 
 
