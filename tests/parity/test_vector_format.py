@@ -56,7 +56,12 @@ def test_a_transform_step_gives_the_recorded_value(entry):
 
 
 def test_the_fixture_covers_every_step():
-    listed = {step for feed in FIXTURE["feeds"] for steps in (feed["config"]["inputs_transform"] or {}).values() for step in steps}
+    listed = {
+        step
+        for feed in FIXTURE["feeds"]
+        for steps in (feed["config"]["inputs_transform"] or {}).values()
+        for step in steps
+    }
     assert set(STEPS) <= listed
     assert {"add_rows", "diagonal", "from", "boxes"} <= listed
 
@@ -81,7 +86,9 @@ def test_a_summary_is_the_recorded_one(entry):
 def test_a_comparison_decides_as_recorded(entry):
     tensor, expected = _tensor(entry["tensor"]), _plain(entry["expected"])
     if entry["accepted"]:
-        assert parity.compare(tensor, expected, **entry["options"]) == pytest.approx(entry["error"], rel=1e-6, abs=1e-12)
+        assert parity.compare(tensor, expected, **entry["options"]) == pytest.approx(
+            entry["error"], rel=1e-6, abs=1e-12
+        )
     else:
         with pytest.raises(parity.Mismatch):
             parity.compare(tensor, expected, **entry["options"])

@@ -15,6 +15,17 @@ Converter = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 GRADIENT = "grad:"
 
 
+class Bound:
+    """A model as a function of its inputs, run on ``tensors`` in place of its own parameters and buffers."""
+
+    def __init__(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+        self.model, self.tensors = model, tensors
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, whatever it returns."""
+        return functional_call(self.model, self.tensors, args, kwargs)
+
+
 class Case:
     """One vector ready to run.
 
@@ -57,7 +68,7 @@ class Case:
                     return leaves[candidate]
         raise KeyError(f"no input or parameter of the authors is called {name!r}")
 
-    def bind(self, model: nn.Module, from_authors: Converter) -> Callable[..., Any]:
+    def bind(self, model: nn.Module, from_authors: Converter) -> Bound:
         """``model`` as a function of its inputs, run on the authors' tensors converted by ``from_authors``.
 
         The conversion is part of the graph, so gradients reach the authors' leaves. Running statistics are copied once:
@@ -67,8 +78,7 @@ class Case:
         check_conversion(model, converted)
         tensors = {name: value if value.requires_grad else value.clone() for name, value in converted.items()}
         names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        tensors = {name: value for name, value in tensors.items() if name in names}
-        return lambda *args, **kwargs: functional_call(model, tensors, args, kwargs)
+        return Bound(model, {name: value for name, value in tensors.items() if name in names})
 
     def gradients(
         self, scalar: Tensor, prefix: str = GRADIENT, names: Iterable[str] | None = None
