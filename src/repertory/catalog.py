@@ -37,7 +37,7 @@ STATUSES = ("planned", "reading", "reading_base_verified", "parity_with_readings
 
 @dataclass(frozen=True)
 class Part:
-    """One defining part of a system, and its proof: vector ``kinds``, the exact ``test``, or ``inferred`` (no proof)."""
+    """One defining part of a system; its proof is vectors of ``kinds``, the exact ``test``, or none (``inferred``)."""
 
     name: str
     kinds: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Figure:
-    """A published figure with its ``unit``, ``setting``, and the ``source`` mark: code, paper, abstract or third-party."""
+    """A published figure with ``unit`` and ``setting``; ``source`` is code, paper, abstract or third-party."""
 
     metric: str
     value: float

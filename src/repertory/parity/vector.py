@@ -182,8 +182,8 @@ def draws_of(vector: Mapping[str, Any]) -> dict[str, Tensor]:
 def feed(vector: Mapping[str, Any], draws: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The inputs of ``vector`` as they are fed, by name: ``draws`` put through ``config.inputs_transform``.
 
-    Under ``input_prefix`` the transform lists roles, that is names without the prefix. An entry with ``from``, ``modulo``
-    and ``lookup`` makes a new integer input out of another.
+    Under ``input_prefix`` the transform lists roles, that is names without the prefix. An entry with ``from``,
+    ``modulo`` and ``lookup`` makes a new integer input out of another.
     """
     draws = draws_of(vector) if draws is None else draws
     fed, prefix = dict(draws), vector["config"].get("input_prefix", "")

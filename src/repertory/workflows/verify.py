@@ -29,7 +29,7 @@ def drivers(slug: str) -> Mapping[str, Driver]:
 def vectors_of(slug: str) -> list[Path]:
     """The vector files in the room of ``slug``."""
     folder = room(slug) / "vectors"
-    return sorted((Path(str(f)) for f in folder.iterdir() if f.name.endswith(".json"))) if folder.is_dir() else []
+    return sorted(Path(str(f)) for f in folder.iterdir() if f.name.endswith(".json")) if folder.is_dir() else []
 
 
 def _expand(targets: Sequence[str | Path]) -> Iterator[Path]:
@@ -84,8 +84,8 @@ def verify(
 def derive_status(card: Card, reports: Sequence[VectorReport], tests_passed: Mapping[str, bool]) -> str:
     """The status that ``card``'s parts have earned by ``reports`` and by their exact tests.
 
-    ``parity`` wants every part proved; ``parity_with_readings`` every core part, the others being inferred;
-    without a vector of the method itself a system is a reading, ``reading_base_verified`` where vectors of its base pass.
+    ``parity`` wants every part proved; ``parity_with_readings`` every core part, the others being inferred; without a
+    vector of the method itself a system is a reading, ``reading_base_verified`` where vectors of its base pass.
     """
     passed: dict[str, bool] = {}
     for report in reports:
@@ -130,14 +130,12 @@ def source_root() -> Path:
     """The source tree that this package runs from; ``ValueError`` where it is installed without one."""
     root = Path(__file__).resolve().parents[3]
     if not (root / "pyproject.toml").is_file() or not (root / "tests").is_dir():
-        raise ValueError(
-            "--record needs a source tree (pyproject.toml and tests/ beside src/); this is an installed package"
-        )
+        raise ValueError("--record needs a source tree (tests/ beside src/); this is an installed package")
     return root
 
 
 def record(slugs: Sequence[str] = (), reports: Sequence[VectorReport] | None = None) -> dict[str, dict[str, Any]]:
-    """Write ``systems/<slug>/status.json`` of ``slugs`` (all systems with code, when none is named); return what was written.
+    """Write ``systems/<slug>/status.json`` of ``slugs`` (every system with code when none is named), and return it.
 
     Runs the exact tests that the cards name and counts the parameters that they state.
     """
