@@ -224,6 +224,64 @@ def _filter(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    from repertory.training.settings import FitSettings
+
+    parser = ArgumentParser(
+        prog="repertory train",
+        description="Train a model with any compatible methods on a bundled data set or a folder of pictures.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
+    parser.add_argument("--model", type=str, required=True, help="name of a model, of ours or timm's")
+    parser.add_argument("--model_args", type=dict[str, Any], default={}, help="as --model-args.NAME VALUE, for the model")
+    parser.add_argument("--method", type=str, action="append", default=[], help="name of a method; may be repeated")
+    parser.add_argument("--data", type=str, required=True, help="bundled name, or folder (a path with / always is one)")
+    parser.add_argument("--val_fraction", type=float, default=0.2, help="share held out where the folder has no split")
+    parser.add_argument("--out", type=str, help="run folder; runs/<model>-<methods>-<seed> when absent")
+    parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False, help="go on with an existing run")
+    parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help="replace an existing run")
+    parser.add_class_arguments(FitSettings, None)
+    for name in catalog.list_methods():
+        parser.add_class_arguments(catalog.method_class(name), name)
+    return parser
+
+
+def _underscored(argument: str) -> str:
+    """An option as the typed parser spells it: ``--batch-size=8`` and ``--batch_size=8`` are one."""
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value
+
+
+def _train(arguments: list[str]) -> int:
+    from dataclasses import fields
+
+    from repertory.training.settings import FitSettings
+    from repertory.workflows import train
+
+    parser = _train_parser()
+    given = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
+    settings = FitSettings(**{field.name: given[field.name] for field in fields(FitSettings)})
+    run = train(
+        given["model"],
+        methods=[(name, given.get(name, {})) for name in given["method"]],
+        data=given["data"],
+        settings=settings,
+        model_args=given["model_args"],
+        val_fraction=given["val_fraction"],
+        out=given["out"],
+        resume=given["resume"],
+        overwrite=given["overwrite"],
+    )
+    _metrics(_console(), run.metrics)
+    print(f"run in {run.path}")
+    return 0
+
+
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder that `repertory train` wrote, or a checkpoint with --model")
     parser.add_argument("--model", help="name of the model, where RUN is a bare checkpoint")
