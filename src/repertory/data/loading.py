@@ -1,0 +1,72 @@
+"""One way to every data set: a bundled name, or the user's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from repertory.data.bundled import BUNDLED
+from repertory.data.folder import load_folder
+from repertory.data.images import ImageData
+from repertory.data.preprocessing import Preprocessing
+from repertory.errors import unknown_name
+
+
+def load(
+    name: str | Path,
+    root: str | Path | None = None,
+    size: int | Sequence[int] | None = None,
+    channels: str | None = None,
+    val_fraction: float = 0.2,
+) -> ImageData:
+    """The data set ``name``.
+
+    Args:
+        name: ``digits``, ``mnist5k`` or ``fashion_mnist``; or a folder, which is anything with a ``/`` or a ``Path``.
+        root: where the files of a set lie that is not part of a library (``fashion_mnist``).
+        size: pixels of the images, one number or (height, width); a bundled set's own, 224 for a folder.
+        channels: ``RGB``, ``BGR`` or ``L``; a bundled set's own, RGB for a folder.
+        val_fraction: share of each class held out to validate where nothing else says so, above 0 and below 1.
+
+    Raises:
+        ValueError, FileNotFoundError, NotADirectoryError: one sentence on what is wrong.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}; it must be above 0 and below 1")
+    if isinstance(name, Path) or "/" in name:
+        data = load_folder(Path(name).expanduser(), Preprocessing(), val_fraction)
+    elif name in BUNDLED:
+        data = BUNDLED[name](Path(root) if root is not None else None, val_fraction)
+    elif Path(name).is_dir():
+        raise ValueError(f"unknown data set {name!r}; for the folder of that name write './{name}'")
+    else:
+        raise unknown_name("data set", name, BUNDLED)
+    return data.with_preprocessing(_adapted(data.preprocessing, size, channels))
+
+
+def _adapted(preprocessing: Preprocessing, size: int | Sequence[int] | None, channels: str | None) -> Preprocessing:
+    if size is not None:
+        sides = (size, size) if isinstance(size, int) else tuple(int(side) for side in size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"size is {size}; it must be one number of pixels or (height, width), 1 or more")
+        preprocessing = replace(preprocessing, size=sides)
+    if channels is not None:
+        preprocessing = with_channels(preprocessing, channels)
+    return preprocessing
+
+
+def with_channels(preprocessing: Preprocessing, channels: str) -> Preprocessing:
+    """``preprocessing`` for pictures of other ``channels``; statistics are repeated, averaged or reversed to fit."""
+    if channels not in ("RGB", "BGR", "L"):
+        raise ValueError(f"channels is {channels!r}; it must be RGB, BGR or L")
+    statistics = []
+    for values in (preprocessing.mean, preprocessing.std):
+        if channels == "L":
+            statistics.append((sum(values) / len(values),))
+        elif len(values) == 1:
+            statistics.append(tuple(values) * 3)
+        else:
+            reverse = (channels == "BGR") != (preprocessing.channels == "BGR")
+            statistics.append(tuple(values[::-1] if reverse else values))
+    return replace(preprocessing, mean=statistics[0], std=statistics[1], channels=channels)
