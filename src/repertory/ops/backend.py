@@ -1,0 +1,78 @@
+"""Which path an operator takes: plain, eager, compiled by inductor, or a Triton kernel."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("repertory")
+
+BACKENDS = ("auto", "reference", "eager", "compiled", "triton")
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def check(backend: str) -> str:
+    """``backend`` itself; ``ValueError`` where it is not one."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    return backend
+
+
+@functools.cache
+def compiler_found() -> bool:
+    """Whether inductor finds a C++ compiler for its CPU kernels."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+
+
+@functools.cache
+def triton_found() -> bool:
+    """Whether Triton can be imported and a CUDA device is there to run it."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def being_traced() -> bool:
+    """Whether a caller compiles or exports: then an operator shows its plain eager form and compiles nothing itself."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def needs_triton(backend: str, tensor: Tensor) -> bool:
+    """Whether ``backend`` means the Triton path for ``tensor``; ``ValueError`` where it is forced and cannot run."""
+    possible = tensor.is_cuda and triton_found()
+    if backend == "triton" and not possible:
+        raise ValueError(f"backend is 'triton', which needs a CUDA tensor and Triton; the tensor is on {tensor.device}")
+    return backend == "triton" or (backend == "auto" and possible and not being_traced())
+
+
+def compiled(function: Function) -> Function:
+    """``function`` compiled by inductor when first called; itself, with one log line, where no compiler is found.
+
+    Inductor keeps what it compiled on disk, so a later process finds it there.
+    """
+    name = getattr(function, "__name__", "an operator")
+
+    @functools.cache
+    def path(device_type: str) -> Callable[..., object]:
+        if device_type == "cpu" and not compiler_found():
+            log.warning("no C++ compiler found: %s runs uncompiled, more slowly", name)
+            return function
+        return torch.compile(function, dynamic=None)
+
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+        first = next((a for a in args if isinstance(a, Tensor)), None)
+        return path(first.device.type if first is not None else "cpu")(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
