@@ -1,7 +1,7 @@
 """HWA, hierarchical weight averaging: K replicas averaged online, the last I averages averaged offline.
 
 "Hierarchical Weight Averaging for Deep Neural Networks", IEEE TNNLS 2023, arXiv 2304.11519. A reading: no authors' code
-is public and the paper's figures were not at hand. Training-only: replicas, window, averaging. At inference: one network.
+is public and the paper's figures were not at hand. Training-only: replicas, window, averaging. Inference: one network.
 """
 
 from __future__ import annotations

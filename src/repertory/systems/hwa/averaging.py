@@ -69,7 +69,8 @@ class HierarchicalWeightAveraging:
 
     Args:
         replicas: the network of this process, or its replicas.
-        period: H, optimiser steps between synchronisations, at least 1.
+        period: H, optimiser steps between synchronisations, at least 1; None leaves it to you to call
+            :meth:`synchronize`, at the end of each epoch for instance.
         window: I, outer weights in the evaluated mean, at least 1; None for all of them (as SWA).
         optimizers: the optimisers that hold the replicas' parameters, one for all or one each; needed unless
             ``optimizer_state`` is "keep".
@@ -93,7 +94,7 @@ class HierarchicalWeightAveraging:
         self,
         replicas: nn.Module | Sequence[nn.Module],
         *,
-        period: int,
+        period: int | None,
         window: int | None = 20,
         optimizers: Optimizer | Sequence[Optimizer] = (),
         optimizer_state: Literal["keep", "average", "reset"] = "keep",
@@ -106,7 +107,7 @@ class HierarchicalWeightAveraging:
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         if not self.replicas:
             raise ValueError("replicas is empty; K must be at least 1")
-        if period < 1:
+        if period is not None and period < 1:
             raise ValueError(f"period is {period}; it must be at least 1 optimiser step")
         if optimizer_state not in OPTIMIZER_STATES:
             raise ValueError(f"optimizer_state is {optimizer_state!r}; it must be one of {', '.join(OPTIMIZER_STATES)}")
@@ -144,7 +145,7 @@ class HierarchicalWeightAveraging:
     def step(self) -> bool:
         """Count one optimiser step; every H-th synchronises. Returns whether it did."""
         self.steps_done += 1
-        if self.steps_done % self.period:
+        if self.period is None or self.steps_done % self.period:
             return False
         self.synchronize()
         return True
@@ -216,7 +217,9 @@ class HierarchicalWeightAveraging:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a saved run; ``ValueError`` where it had another number of replicas or another window."""
         if state["count"] != self.count:
-            raise ValueError(f"there are {self.count} replicas, but the saved run had {state['count']}: resume with as many")
+            raise ValueError(
+                f"there are {self.count} replicas, but the saved run had {state['count']}: resume with as many"
+            )
         self.window.load_state_dict(state["window"])
         self.steps_done, self.cycle = state["step"], state["cycle"]
 
@@ -227,17 +230,18 @@ class HierarchicalWeightAveraging:
         return _Tensors(_weights(replica), states, counters)
 
     def _momenta(self, replica: nn.Module) -> dict[str, Tensor]:
-        """The optimiser's tensors shaped like their parameter; zeros where a parameter has none of a kind that others have.
+        """The optimiser's tensors shaped like their parameter; zeros where one has none of a kind that others have.
 
         Filling in keeps the order of tensors the same in every process, whatever parameters went without a gradient.
         """
-        owners = {p: optimizer for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         held = {
             name: {key: t for key, t in owners[p].state.get(p, {}).items() if key != "step" and _like(t, p)}
             for name, p in replica.named_parameters()
             if p.requires_grad and p in owners
         }
-        kinds = sorted({key for tensors in held.values() for key in tensors})
+        states = ((p, key, t) for o in self.optimizers for p, entries in o.state.items() for key, t in entries.items())
+        kinds = sorted({key for p, key, t in states if key != "step" and _like(t, p)})
         parameters = dict(replica.named_parameters())
         return {
             f"{key} of {name}": tensors[key] if key in tensors else torch.zeros_like(parameters[name])
@@ -260,7 +264,9 @@ class HierarchicalWeightAveraging:
             dist.all_gather_object(layouts, (len(local), first), group=self.group)
             for rank, (held, layout) in enumerate(layouts):
                 if held != layouts[0][0]:
-                    raise ValueError(f"process {rank} holds {held} replicas and process 0 {layouts[0][0]}; all must hold as many")
+                    raise ValueError(
+                        f"process {rank} holds {held} replicas and process 0 {layouts[0][0]}; all must hold as many"
+                    )
                 _same_layout(layouts[0][1], layout, rank * held)
         self._agreed = first
 
@@ -306,14 +312,15 @@ class HierarchicalWeightAveraging:
         if broken is not None:
             replica, name = broken
             raise NonFiniteError(
-                f"{name} of replica {replica} is not finite after {self.steps_done} steps; the replicas were not averaged"
+                f"{name} of replica {replica} is not finite after {self.steps_done} steps; nothing was averaged"
             )
 
     def _warn_if(self, identical: bool) -> None:
         if identical and not self._warned:
             self._warned = True
             warnings.warn(
-                f"all {self.count} replicas are identical, so averaging them does nothing: give each its own seed and data order",
+                f"all {self.count} replicas are identical, so averaging them does nothing: "
+                "give each its own seed and data order",
                 stacklevel=4,
             )
 
@@ -353,7 +360,9 @@ def _same_layout(expected: Layout, found: Layout, replica: int) -> None:
             )
     if len(expected) != len(found):
         extra = (expected if len(expected) > len(found) else found)[min(len(expected), len(found))][0]
-        raise ValueError(f"{extra} is not in both replica 0 and replica {replica}; replicas must be copies of one network")
+        raise ValueError(
+            f"{extra} is not in both replica 0 and replica {replica}; replicas must be copies of one network"
+        )
 
 
 def _first_broken(local: Sequence[_Tensors], names: Sequence[str], norms: Sequence[Tensor]) -> tuple[int, str] | None:
@@ -401,5 +410,5 @@ def _pieces(integers: Tensor) -> Tensor:
 
 def _whole(pieces: Tensor) -> Tensor:
     """The int64 (..., N) of pieces (..., N, 4)."""
-    parts = pieces.to(torch.int64)
-    return sum((parts[..., index] << shift for index, shift in enumerate((0, 16, 32, 48))), torch.zeros_like(parts[..., 0]))
+    low, second, third, high = pieces.to(torch.int64).unbind(-1)
+    return low | second << 16 | third << 32 | high << 48

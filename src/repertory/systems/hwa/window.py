@@ -57,7 +57,8 @@ class SlidingWindow:
             self._entries.clear()
             self._sum, self._count = {}, 0
         if not self._count:
-            self._sum = {name: torch.zeros_like(w, device=self.device, dtype=torch.float64) for name, w in weights.items()}
+            shapes = {name: weight.shape for name, weight in weights.items()}
+            self._sum = {n: torch.zeros(shape, dtype=torch.float64, device=self.device) for n, shape in shapes.items()}
         sums = list(self._sum.values())
         entry = self._copy(weights)
         torch._foreach_add_(sums, list(entry.values()))
