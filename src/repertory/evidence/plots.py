@@ -47,7 +47,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
+    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def svg(width: float, height: float, title: str, description: str, body: str, kind: str) -> str:
@@ -101,7 +101,7 @@ def difference_plot(system: Mapping[str, Any]) -> str:
     title = f"{system['system']}: paired differences in {system['metric']}"
     values = [*comparison["differences"], comparison["lower"], comparison["upper"], comparison["mean"]]
     reach = max((abs(v) for v in values if v is not None), default=0.0) * 1.12 or 1.0
-    height, left, right, middle, base = 92.0, 12.0, WIDTH - 12.0, 28.0, 62.0
+    height, left, right, middle, base = 106.0, 14.0, WIDTH - 14.0, 28.0, 62.0
     way = 1 if system["higher_is_better"] else -1
 
     def at(value: float) -> float:
@@ -117,7 +117,7 @@ def difference_plot(system: Mapping[str, Any]) -> str:
     marks = ticks(-reach, reach, 4)
     for tick in marks:
         parts.append(_line(at(tick), base, at(tick), base + 4, "axis"))
-        parts.append(_text(at(tick), base + 18, number(tick, decimals([marks[-1]], 2), sign=True)))
+        parts.append(_text(at(tick), base + 18, _signed(tick, marks)))
     parts += [_line(left, base, right, base, "axis"), _line(at(0), 4, at(0), base, "zero")]
     if comparison["lower"] is not None:
         low, high = at(comparison["lower"]), at(comparison["upper"])
@@ -125,13 +125,17 @@ def difference_plot(system: Mapping[str, Any]) -> str:
         parts += [_line(x, middle - 5, x, middle + 5, "interval") for x in (low, high)]
     parts += [f'<circle class="seed" cx="{at(d):.1f}" cy="{middle + 20:.1f}" r="3.2"/>' for d in comparison["differences"]]
     parts.append(marker(1, at(comparison["mean"]), middle, 5.5))
-    axis = f"difference in {with_unit('', difference_unit(unit)).strip() or system['metric']}"
-    parts.append(_text((left + right) / 2, height - 1, f"{axis}, improvement \N{RIGHTWARDS ARROW}", kind="axis-name"))
+    axis = f"difference in {difference_unit(unit) or system['metric']}"
+    parts.append(_text((left + right) / 2, height - 4, f"{axis}, improvement \N{RIGHTWARDS ARROW}", kind="axis-name"))
     words = f"Mean {difference_text(comparison, unit)} over {plural(len(comparison['seeds']), 'seed')}"
     if interval := interval_text(comparison):
         words += f", 95% interval {interval}"
     words += f". {'Higher' if way > 0 else 'Lower'} is better; improvement lies to the right. Verdict: {system['verdict']}."
     return svg(WIDTH, height, title, words, "".join(parts), "differences")
+
+
+def _signed(tick: float, marks: Sequence[float]) -> str:
+    return number(tick, decimals([marks[-1]], 2), sign=True) if tick else "0"
 
 
 def arms_plot(metric: str, unit: str, better: str, arms: Sequence[tuple[str, int, Sequence[float], float]]) -> str:
@@ -159,8 +163,8 @@ def arms_plot(metric: str, unit: str, better: str, arms: Sequence[tuple[str, int
         words.append(f"{label}: mean {with_unit(number(mean), unit)} over {plural(len(found), 'run')}")
     parts.append(_line(left, base, right, base, "axis"))
     name = f"{metric}{f' ({unit})' if unit else ''}, {better} is better"
-    parts.append(_text((left + right) / 2, base + 33, name, kind="axis-name"))
-    return svg(WIDTH, base + 40, f"{metric} of every run, by arm", "; ".join(words) + ".", "".join(parts), "arms")
+    parts.append(_text((left + right) / 2, base + 35, name, kind="axis-name"))
+    return svg(WIDTH, base + 42, f"{metric} of every run, by arm", "; ".join(words) + ".", "".join(parts), "arms")
 
 
 def _mean_line(lines: Sequence[Sequence[tuple[float, float | None]]]) -> list[tuple[float, float | None]]:

@@ -203,11 +203,11 @@ def _sentence(system: Facts) -> str:
         BETTER: "Better.",
         WORSE: "Worse.",
         NO_DIFFERENCE: "No difference shown at this scale.",
-    }.get(system["verdict"], f"{system['verdict'][:1].upper()}{system['verdict'][1:]}.")
+    }.get(system["verdict"], f"{_capital(system['verdict'])}.")
     places = decimals([comparison["mean"], comparison["lower"], comparison["upper"]])
     size = with_unit(number(abs(comparison["mean"]), places), difference_unit(system["unit"]))
     relation = "equal to" if not comparison["mean"] else f"{size} {'higher' if comparison['mean'] > 0 else 'lower'} than"
-    words = f"{opening} {system['metric']} of “{method}” was {relation} that of “{baseline}”"
+    words = f"{opening} {_capital(system['metric'])} of “{method}” was {relation} that of “{baseline}”"
     interval = interval_text(comparison)
     words += f" (95% interval {interval}, {plural(len(comparison['seeds']), 'seed')})." if interval else " (one seed)."
     if comparison["adjusted_p"] is not None:
@@ -216,6 +216,10 @@ def _sentence(system: Facts) -> str:
         detectable = with_unit(number(comparison["detectable"]), difference_unit(system["unit"]))
         words += f" The smallest difference that such a run shows with 80% power is {detectable}."
     return words
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _p_text(p: float) -> str:

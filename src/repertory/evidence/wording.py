@@ -42,7 +42,7 @@ def spread_text(mean: float, spread: float | None, unit: str, places: int | None
     if spread is None:
         return with_unit(number(mean, places), unit)
     places = (decimals([spread], 2) if spread else decimals([mean])) if places is None else places
-    return with_unit(f"{number(mean, places)} ± {number(spread, places)}", unit)
+    return with_unit(f"{number(mean, places)}{NO_BREAK}±{NO_BREAK}{number(spread, places)}", unit)
 
 
 def arm_places(system: Mapping[str, Any], metric: str) -> int | None:
