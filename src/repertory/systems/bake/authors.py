@@ -1,8 +1,8 @@
 """From the names of the authors' checkpoints to ours, for each of their four layouts.
 
-Small scale (``ckpt.t7``, under ``net``): CIFAR networks, and torchvision's layout, which is timm's too. ImageNet (pycls,
-under ``model_state``): ``stem``, ``sK.bJ`` and ``head`` of the residual and the EfficientNet families, torchvision's
-old flat layout for MobileNetV2, and the ResNeSt names that timm kept.
+Small scale (``ckpt.t7``, under ``net``): CIFAR networks, and torchvision's layout, which is timm's too. ImageNet
+(pycls, under ``model_state``): ``stem``, ``sK.bJ`` and ``head`` of the residual and the EfficientNet families,
+torchvision's old flat layout for MobileNetV2, and the ResNeSt names that timm kept.
 """
 
 from __future__ import annotations

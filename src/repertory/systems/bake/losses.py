@@ -113,7 +113,7 @@ def distillation_loss(logits: Tensor, targets: Tensor, temperature: float = 4.0)
 
 
 class BAKELoss(nn.Module):
-    """The term that BAKE adds to the cross entropy: ``loss = F.cross_entropy(logits, labels) + bake(features, logits)``.
+    """The term that BAKE adds: ``loss = F.cross_entropy(logits, labels) + bake(features, logits)``.
 
     Args:
         temperature: tau of predictions and targets, above 0.
@@ -122,9 +122,7 @@ class BAKELoss(nn.Module):
         gather: ensemble over the samples of all processes where torch.distributed is initialised.
     """
 
-    def __init__(
-        self, temperature: float = 4.0, omega: float = 0.5, weight: float = 1.0, gather: bool = True
-    ) -> None:
+    def __init__(self, temperature: float = 4.0, omega: float = 0.5, weight: float = 1.0, gather: bool = True) -> None:
         super().__init__()
         _check_temperature(temperature)
         check_omega(omega)

@@ -57,7 +57,7 @@ class _PooledClassifier(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """Pre-activation block with the authors' quirk: the identity shortcut carries the activated tensor, not the input."""
+    """Pre-activation block with the authors' quirk: the identity shortcut carries the activated tensor, not ``x``."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -249,6 +249,8 @@ def _described(model: Any, preprocessing: Preprocessing, in_chans: int) -> nn.Mo
     """``model`` with its input description; other than three channels are taken about one half, as they come."""
     if in_chans != 3:
         half, channels = (0.5,) * in_chans, "L" if in_chans == 1 else preprocessing.channels
-        preprocessing = Preprocessing(preprocessing.size, crop=preprocessing.crop, mean=half, std=half, channels=channels)
+        preprocessing = Preprocessing(
+            preprocessing.size, crop=preprocessing.crop, mean=half, std=half, channels=channels
+        )
     model.preprocessing = preprocessing
     return model

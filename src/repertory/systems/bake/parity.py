@@ -69,7 +69,7 @@ def loss(case: Case) -> dict[str, Tensor]:
 
 
 def cifar_classifier(case: Case) -> dict[str, Tensor]:
-    """Evaluation outputs and one training step's cross entropy and gradients, in the order in which modes are listed."""
+    """Evaluation outputs, and the cross entropy and gradients of one training step, modes in the order listed."""
     model, run = _bind(case)
     outputs: dict[str, Tensor] = {}
     for mode in case.config["modes"]:

@@ -43,7 +43,7 @@ class ClassIndex:
         self.place = place - self.start  # of an image within its class
 
     def partners(self, anchors: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """(K, M) partners of ``anchors`` (K,), chosen by ``uniform`` draws (K, M) in [0, 1); -1 where there are no peers.
+        """(K, M) partners of ``anchors`` (K,), by ``uniform`` draws (K, M) in [0, 1); -1 where there are no peers.
 
         Never the anchor itself; without replacement, or with it where a class has fewer than M other images.
         """
@@ -74,8 +74,9 @@ class ClassPairBatchSampler(Sampler[list[int]]):
         seed: seed of the order.
         rank: this process.
         world: number of processes.
-        order: ``anchors_first`` (all anchors of a batch, then their partners, anchor by anchor: the authors' small-scale
-            code) or ``grouped`` (each anchor followed by its partners: their ImageNet code). No loss can tell them apart.
+        order: ``anchors_first`` (all anchors of a batch, then their partners, anchor by anchor, as in the authors'
+            small-scale code) or ``grouped`` (each anchor followed by its partners, as in their ImageNet code); no loss
+            can tell them apart.
 
     Raises:
         ValueError: for a batch size that groups do not fill, an unknown order, or a rank outside the world.
