@@ -24,20 +24,22 @@ def run(arm, seed, scale, context):
             os.kill(os.getpid(), signal.SIGKILL)
         if settings.get("fail"):
             raise RuntimeError("the disk is full of cats")
+    np.ones(settings.get("allocate", 0), np.uint8)
     rng = np.random.default_rng([seed, len(arm.name)])
     shared = np.random.default_rng(seed).normal()
     error = 20.0 + shared - settings.get("gain", 0.0) + 0.3 * rng.normal()
     xs = np.arange(0, count + 1, max(1, count // 20))
     curve = [(float(x), float(error + 60 * np.exp(-4 * x / count) + rng.normal() * 0.8)) for x in xs]
     ramp = np.linspace(0, 255, 160, dtype=np.uint8)
-    picture = np.stack([np.tile(ramp, (100, 1)), np.full((100, 160), 90 + 10 * len(arm.name), np.uint8), np.tile(255 - ramp, (100, 1))], 2)
+    red, green = np.tile(ramp, (100, 1)), np.full((100, 160), 90 + 10 * len(arm.name), np.uint8)
+    grey, picture = np.stack([red] * 3, 2), np.stack([red, green, 255 - red], 2)
     return ArmResult(
         metrics={"top-1 error": float("nan") if settings.get("diverge") else error, "calibration error": 0.05 + 0.01 * seed},
         curves={"top-1 error": curve, "training loss": [(x, y / 40) for x, y in curve]},
         images=count,
         steps=count // 50,
         settings={"learning_rate": 0.1, "resumed_from": start, "root": str(context.roots.get("cifar"))},
-        pictures={"input": np.tile(ramp[:, None, None], (1, 100, 3)), "output": picture} if settings.get("pictures") else {},
+        pictures={"input": grey, "output": picture} if settings.get("pictures") else {},
     )
 
 
@@ -63,6 +65,7 @@ def experiment(system="quick", arms=None, **changes):
 
 EXPERIMENT = experiment(arms={"plain": {}, "better": {"gain": 2.0}, "other": {"gain": 0.2, "temperature": 4.0}})
 CUT = experiment("cut", {"plain": {}, "better": {"gain": 2.0, "die_at": 50}})
+HEAVY = experiment("heavy", {"plain": {"allocate": 300 * 2**20}, "better": {}})
 FAILING = experiment("failing", {"plain": {}, "better": {"fail": True}})
 DIVERGING = experiment("diverging", {"plain": {}, "better": {"diverge": True}})
 FLAT = experiment(

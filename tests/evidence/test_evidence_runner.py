@@ -145,6 +145,11 @@ def test_an_experiment_that_cannot_be_loaded_fails_by_name(tmp_path):
     assert all("LOST" in one.error for one in runs)
 
 
+def test_the_peak_memory_of_a_run_is_its_own(tmp_path):
+    heavy, light = run(tmp_path, "HEAVY")
+    assert heavy.record["peak_memory_bytes"] - light.record["peak_memory_bytes"] > 250 * 2**20
+
+
 def test_the_watcher_hears_of_every_run_and_its_progress(tmp_path):
     heard = []
     watcher = Watcher(
