@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repertory.catalog import create_model, list_methods, list_models, list_systems
+    from repertory.catalog import create_model, from_pretrained, list_methods, list_models, list_systems
     from repertory.workflows import Run, reproduce, train, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "create_model": "repertory.catalog",
+    "from_pretrained": "repertory.catalog",
     "list_methods": "repertory.catalog",
     "list_models": "repertory.catalog",
     "list_systems": "repertory.catalog",
@@ -24,7 +25,17 @@ _HOMES = {
     "train": "repertory.workflows",
     "verify": "repertory.workflows",
 }
-__all__ = ["Run", "create_model", "list_methods", "list_models", "list_systems", "reproduce", "train", "verify"]
+__all__ = [
+    "Run",
+    "create_model",
+    "from_pretrained",
+    "list_methods",
+    "list_models",
+    "list_systems",
+    "reproduce",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

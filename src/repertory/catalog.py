@@ -5,6 +5,7 @@ Reading cards imports no torch; building a model does.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import re
@@ -15,9 +16,18 @@ from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from inspect import Parameter, signature
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 from repertory.errors import unknown_name
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from repertory.checkpoints import Weights
+    from repertory.training.method import Method
 
 FIELDS = (
     "attention backbones",
@@ -169,6 +179,158 @@ def entry(slug: str, reference: str) -> Any:
 def list_systems(field: str | None = None, task: str | None = None) -> list[str]:
     """Slugs of all systems, or of those in one ``field`` or for one ``task``."""
     return [c.slug for c in cards().values() if field in (None, c.field) and task in (None, c.task)]
+
+
+@cache
+def _named(table: str) -> Mapping[str, tuple[str, str]]:
+    """Name -> (slug, reference) over the table (``models`` or ``methods``) of every card."""
+    return {name: (c.slug, text) for c in cards().values() for name, text in sorted(getattr(c, table).items())}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of our models that match ``pattern`` (``bake_*``); timm's are in ``timm.list_models()``."""
+    return sorted(fnmatch.filter(_named("models"), pattern))
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """Names of our training methods that match ``pattern``."""
+    return sorted(fnmatch.filter(_named("methods"), pattern))
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of the method called ``name``; ``ValueError`` with the nearest names where there is none."""
+    if name not in _named("methods"):
+        raise unknown_name("method", name, _named("methods"))
+    return entry(*_named("methods")[name])
+
+
+def create_method(name: str, **settings: Any) -> Method:
+    """The method called ``name``; ``ValueError`` where a setting is unknown or out of its range."""
+    return _called(f"method {name}", method_class(name), settings)
+
+
+def create_model(
+    name: str,
+    checkpoint: str | PathLike[str] | Weights | None = None,
+    *,
+    checkpoint_entry: str | None = None,
+    reset_head: bool = False,
+    **settings: Any,
+) -> Any:
+    """The model called ``name``, of ours or timm's, with the weights of ``checkpoint``.
+
+    The model carries ``preprocessing``, ``class_names`` (None where unknown) and ``save_pretrained(folder)``.
+
+    Args:
+        name: as in :func:`list_models` or ``timm.list_models()``.
+        checkpoint: the authors' file, ours (safetensors or ``.ckpt``), a run folder, or what ``save_pretrained`` wrote.
+            Authors' names are converted; settings that our own files hold need not be given again.
+        checkpoint_entry: name inside a training checkpoint, such as ``model_ema``; found when absent.
+        reset_head: keep a new classifier where that of the checkpoint has another shape.
+        settings: for the builder: ``num_classes``, ``in_chans``, ``drop_path_rate``, …
+
+    Raises:
+        ValueError: for an unknown name or setting (nearest suggested), or a checkpoint of another model (which keys).
+        FileNotFoundError: where there is no such checkpoint.
+    """
+    weights = None
+    if checkpoint is not None:
+        from repertory.checkpoints import Weights, read_weights
+
+        weights = checkpoint if isinstance(checkpoint, Weights) else read_weights(str(checkpoint), checkpoint_entry)
+        holds = weights.description.get("model")
+        if holds not in (None, name):
+            raise ValueError(f"{weights.source} holds the model {holds}, not {name}")
+        settings = {**weights.description.get("settings", {}), **settings}
+    model, convert = _build(name, settings)
+    if not hasattr(model, "class_names"):
+        model.class_names = None
+    model.catalogue_entry = {"model": name, "settings": settings}
+    model.save_pretrained = MethodType(_save_pretrained, model)
+    if weights is not None:
+        from repertory.checkpoints import adopt, fit_weights
+
+        fit_weights(model, weights, convert, reset_head)
+        adopt(model, weights.description)
+    return model
+
+
+def from_pretrained(place: str | PathLike[str], **hub: Any) -> Any:
+    """The model that ``save_pretrained`` wrote to the folder ``place``, or to the repository ``owner/name`` of the hub.
+
+    ``hub`` goes to huggingface-hub (``revision``, ``token``, ``local_files_only``, …). ``ValueError`` where the weights
+    do not say whose they are: :func:`create_model` with a name loads those.
+    """
+    from repertory.checkpoints import find_pretrained
+
+    weights = find_pretrained(place if isinstance(place, str) else Path(place), **hub)
+    name = weights.description.get("model")
+    if not name:
+        raise ValueError(f"{weights.source} does not say which model it holds: use create_model(NAME, checkpoint=…)")
+    return create_model(name, checkpoint=weights)
+
+
+def _save_pretrained(model: Any, folder: str | PathLike[str], **hub: Any) -> None:
+    """Write weights, preprocessing and class names to ``folder``; ``hub`` (``push_to_hub=True``) is huggingface-hub's."""
+    from repertory.checkpoints import save_pretrained
+
+    save_pretrained(model, Path(folder), **hub)
+
+
+def _build(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A new model, and the conversion of its authors' names (None where the names are the same)."""
+    if name in _named("models"):
+        slug, reference = _named("models")[name]
+        if settings.get("pretrained"):
+            raise ValueError(
+                f"no weights of {name} are distributed with repertory: give checkpoint=FILE in place of pretrained"
+            )
+        plain = {key: value for key, value in settings.items() if key != "pretrained"}
+        model = _called(f"model {name}", entry(slug, reference), plain)
+        convert = entry(slug, "authors:from_authors") if (room(slug) / "authors.py").is_file() else None
+    else:
+        model, convert = _build_timm(name, settings)
+    preprocessing = getattr(model, "preprocessing", None)
+    if preprocessing is not None and settings.get("in_chans") == 1 and preprocessing.channels != "L":
+        from repertory.data.loading import with_channels
+
+        model.preprocessing = with_channels(preprocessing, "L")
+    return model, convert
+
+
+def _build_timm(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    import timm
+
+    from repertory.data.preprocessing import Preprocessing
+
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("model", name, [*_named("models"), *timm.list_models()])
+    model = _called(f"model {name}", timm.create_model, {"model_name": name, **settings})
+    wanted = timm.data.resolve_model_data_config(model)
+    channels = "L" if wanted["input_size"][0] == 1 else "RGB"
+    mean, std = (
+        (sum(values) / len(values),) if channels == "L" else tuple(values) for values in (wanted["mean"], wanted["std"])
+    )
+    interpolation = (
+        wanted["interpolation"] if wanted["interpolation"] in ("nearest", "bilinear", "bicubic") else "bicubic"
+    )
+    size = tuple(wanted["input_size"][1:])
+    model.preprocessing = Preprocessing(size, interpolation, wanted["crop_pct"], mean, std, channels)
+    adapt = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    return model, (lambda state: adapt(dict(state), model)) if adapt else None
+
+
+def _called(what: str, build: Any, settings: Mapping[str, Any]) -> Any:
+    """``build(**settings)``; a setting that it does not take is a ``ValueError`` in one sentence."""
+    known = signature(build).parameters
+    if not any(p.kind is Parameter.VAR_KEYWORD for p in known.values()):
+        for key in settings:
+            if key not in known:
+                raise unknown_name(f"setting of {what}", key, [k for k in known if k != "self"])
+    try:
+        return build(**settings)
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def status(slug: str) -> Status:

@@ -137,8 +137,5 @@ def _assemble(
         std=(round(float(images.std()) / 255, 4),),
         channels="L",
     )
-    sets = [
-        ArrayImages(torch.from_numpy(np.ascontiguousarray(x))[:, None], y.tolist(), classes, preprocessing)
-        for x, y in (train, val)
-    ]
+    sets = [ArrayImages(torch.tensor(x)[:, None], y.tolist(), classes, preprocessing) for x, y in (train, val)]
     return ImageData(name, sets[0], sets[1], tuple(classes), split)

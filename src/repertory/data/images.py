@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -85,8 +86,8 @@ def _trim(image: Tensor, cover: Sequence[int]) -> Tensor:
     return VF.center_crop(image, [min(height, most_height), min(width, most_width)])
 
 
-class ImageSet(Dataset[tuple[Tensor, int, int]]):
-    """Labelled pictures: item ``i`` is (image (C, H, W) float32, label, ``i``), the image prepared by ``preprocessing``.
+class ImageSet(ABC, Dataset[tuple[Tensor, int, int]]):
+    """Labelled pictures: item ``i`` is (image (C, H, W) float32, label, ``i``), prepared by ``preprocessing``.
 
     ``targets`` lists the labels, ``classes`` their names. Subclasses say where a picture comes from (:meth:`raw`).
 
@@ -105,9 +106,9 @@ class ImageSet(Dataset[tuple[Tensor, int, int]]):
                     f"{len(self.classes) - 1}"
                 )
 
+    @abstractmethod
     def raw(self, index: int) -> Tensor:
         """The picture as it is stored, (C, H, W), uint8 or float32 in [0, 1]."""
-        raise IndexError(f"{type(self).__name__} holds no picture {index}")
 
     def __len__(self) -> int:
         return len(self.targets)

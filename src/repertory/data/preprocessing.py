@@ -11,8 +11,8 @@ class Preprocessing:
     """Input description of a model.
 
     ``size`` (height, width) in pixels; the shorter side is first resized to ``size / crop`` by ``interpolation``
-    (``bilinear``, ``bicubic``, ``nearest``), then the centre is cropped; values in [0, 1] are normalised by ``mean`` and
-    ``std`` in the order of ``channels`` (``RGB``, ``BGR`` or ``L`` for one grey channel).
+    (``bilinear``, ``bicubic``, ``nearest``), then the centre is cropped; values in [0, 1] are normalised by ``mean``
+    and ``std`` in the order of ``channels`` (``RGB``, ``BGR`` or ``L`` for one grey channel).
     """
 
     size: tuple[int, int] = (224, 224)

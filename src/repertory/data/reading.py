@@ -25,7 +25,7 @@ def read_image(path: Path | str, channels: str = "RGB") -> Tensor:
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: naming the file, where it is damaged, no picture, or holds values that are not finite or not in [0, 1].
+        ValueError: naming the file, where it is damaged, no picture, or its values are not finite and within [0, 1].
     """
     path = Path(path)
     if not path.is_file():
