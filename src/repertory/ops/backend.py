@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,8 +56,10 @@ def needs_triton(backend: str, tensor: Tensor) -> bool:
     return backend == "triton" or (backend == "auto" and possible and not being_traced())
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, dynamic: bool | None = None, options: dict[str, Any] | None = None) -> Function:
     """``function`` compiled by inductor when first called; itself, with one log line, where no compiler is found.
+
+    ``dynamic`` and ``options`` are those of ``torch.compile``.
 
     Inductor keeps what it compiled on disk, so a later process finds it there.
     """
@@ -68,7 +70,7 @@ def compiled(function: Function) -> Function:
         if device_type == "cpu" and not compiler_found():
             log.warning("no C++ compiler found: %s runs uncompiled, more slowly", name)
             return function
-        return torch.compile(function, dynamic=None)
+        return torch.compile(function, dynamic=dynamic, options=options)
 
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> object:
