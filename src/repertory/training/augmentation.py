@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,16 +13,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as VF
 
+from repertory.data.images import prepare
 from repertory.training.randomness import generator
 from repertory.training.settings import AUGMENTATIONS
 
 
 class Draw(NamedTuple):
-    """Which sample a sampler asks for: data set ``index`` in ``epoch``, for the run or replica seeded ``seed``."""
+    """Which sample a sampler asks for: number ``sample`` in ``epoch``, for the run or replica seeded ``seed``."""
 
     seed: int
     epoch: int
-    index: int
+    sample: int
 
 
 class Augmented(Dataset):
@@ -45,12 +47,20 @@ class Augmented(Dataset):
         return self.dataset.targets
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int, int]:
-        image, label, index = self.dataset[draw.index]
-        if self.augment != "none":
-            random = generator("augmentation", draw.seed, draw.epoch, draw.index)
-            for transform in _TRANSFORMS[self.augment]:
-                image = transform(image, random)
+        if self.augment == "none":
+            return self.dataset[draw.sample]
+        random = generator("augmentation", draw.seed, draw.epoch, draw.sample)
+        if self.augment == "resized-crop-flip" and hasattr(self.dataset, "raw"):
+            return flip(self._crop_of_raw(draw.sample, random), random), self.targets[draw.sample], draw.sample
+        image, label, index = self.dataset[draw.sample]
+        for transform in _TRANSFORMS[self.augment]:
+            image = transform(image, random)
         return image, label, index
+
+    def _crop_of_raw(self, sample: int, random: torch.Generator) -> Tensor:
+        """A crop of the picture as it is stored, which has more pixels than the one prepared for the model."""
+        preprocessing = replace(self.dataset.preprocessing, crop=1.0)
+        return prepare(resized_crop(self.dataset.raw(sample), random, preprocessing.size), preprocessing)
 
 
 def flip(image: Tensor, random: torch.Generator) -> Tensor:
@@ -67,9 +77,13 @@ def crop(image: Tensor, random: torch.Generator) -> Tensor:
     return F.pad(image, (right, right, down, down))[..., top : top + height, left : left + width]
 
 
-def resized_crop(image: Tensor, random: torch.Generator) -> Tensor:
-    """Crop 8-100% of the area with aspect 3/4-4/3 (whole image where none of ten draws fits), resized back."""
+def resized_crop(image: Tensor, random: torch.Generator, size: tuple[int, int] | None = None) -> Tensor:
+    """Crop 8-100% of the area with aspect 3/4-4/3 (all of it where none of ten draws fits), resized to ``size``.
+
+    ``size`` (height, width) is the image's own where none is given.
+    """
     height, width = image.shape[-2:]
+    to = list(size or (height, width))
     for _ in range(10):
         area = height * width * (0.08 + 0.92 * float(torch.rand((), generator=random)))
         aspect = math.exp(math.log(4 / 3) * (2 * float(torch.rand((), generator=random)) - 1))
@@ -77,8 +91,8 @@ def resized_crop(image: Tensor, random: torch.Generator) -> Tensor:
         if 0 < h <= height and 0 < w <= width:
             top = int(torch.randint(height - h + 1, (), generator=random))
             left = int(torch.randint(width - w + 1, (), generator=random))
-            return VF.resized_crop(image, top, left, h, w, [height, width], antialias=True)
-    return image
+            return VF.resized_crop(image, top, left, h, w, to, antialias=True)
+    return VF.resize(image, to, antialias=True)
 
 
 _TRANSFORMS: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...]] = {
@@ -88,4 +102,3 @@ _TRANSFORMS: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...]] 
     "crop-flip": (crop, flip),
     "resized-crop-flip": (resized_crop, flip),
 }
-

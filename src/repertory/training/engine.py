@@ -28,11 +28,11 @@ class FitResult:
     """What a run gave.
 
     ``model``, on the CPU in evaluation mode, is the one the methods want evaluated, and ``metrics`` are its figures on
-    the validation data: ``top1``, ``top1_error``, ``ece`` as fractions, ``loss`` in nats. ``best`` are those of the best
-    evaluation by top1, with its ``step`` (its weights are in ``checkpoints/best.ckpt``). ``curves`` maps each recorded
-    quantity to (images processed, value). ``images`` went through forward and backward in ``steps`` optimiser steps and
-    ``seconds``, all counted over resumed parts. ``interrupted`` is the number of the signal that ended the run early (then
-    ``metrics`` is empty and ``model`` as trained so far), or None.
+    the validation data: ``top1``, ``top1_error``, ``ece`` as fractions, ``loss`` in nats. ``best`` are those of the
+    best evaluation by top1, with its ``step`` (its weights are in ``checkpoints/best.ckpt``). ``curves`` maps each
+    recorded quantity to (images processed, value). ``images`` went through forward and backward in ``steps`` optimiser
+    steps and ``seconds``, all counted over resumed parts. ``interrupted`` is the number of the signal that ended the
+    run early (then ``metrics`` is empty and ``model`` as trained so far), or None.
     """
 
     model: nn.Module
@@ -68,12 +68,12 @@ def fit(
     resume: bool = False,
     progress: Report | bool | None = None,
 ) -> FitResult:
-    """Train a copy of ``model`` on ``data`` with ``methods``; ``model`` itself stays as it is.
+    """Train a copy of ``model`` on ``data`` with copies of ``methods``; what is given stays as it is.
 
     Args:
         model: a classifier (B, C, H, W) -> (B, classes), of ours, of timm, or one that ends in a linear layer.
-        data: has ``name``, ``classes`` (names), ``train`` and ``val``: sequences of (image (C, H, W), label, index) with
-            ``targets``, the labels.
+        data: has ``name``, ``classes`` (names), ``train`` and ``val``: sequences of (image (C, H, W), label, index)
+            with ``targets``, the labels.
         methods: acted on in this order; two that claim one thing are refused.
         out: folder of the run: ``metrics.csv``, ``checkpoints/last.ckpt`` and ``best.ckpt``, TensorBoard events.
         settings: how to train.
@@ -105,7 +105,9 @@ def check_claims(methods: Sequence[Method]) -> None:
         claims = set(method.claims) | ({"replicas"} if method.replicas > 1 else set())
         for claim in sorted(claims):
             if claim in owner:
-                raise ValueError(f"methods {owner[claim]} and {method.name} cannot be combined: both need the {claim} alone")
+                raise ValueError(
+                    f"methods {owner[claim]} and {method.name} cannot be combined: both need the {claim} alone"
+                )
             owner[claim] = method.name
 
 
@@ -134,9 +136,9 @@ def run_job(job: Job, report: Report) -> FitResult:
     from repertory.training.sync_batchnorm import convert_sync_batchnorm
     from repertory.training.task import ClassificationTask, replicate
 
-    settings, methods, out = job.settings, job.methods, job.out
+    settings, methods, out = job.settings, copy.deepcopy(job.methods), job.out
     out.mkdir(parents=True, exist_ok=True)
-    interrupts = Interrupts()
+    interrupts = Interrupts(patient=settings.world > 1)
     with _quiet(), _deterministic(settings.deterministic), interrupts.installed():
         trainer = _trainer(pl, settings, out)
         rank = trainer.global_rank
@@ -234,17 +236,27 @@ def _result(task: Any, keeper: Any) -> FitResult:
 
 def _launched() -> bool:
     """Whether torchrun, SLURM or :mod:`~repertory.training.processes` started this process as one of several."""
-    return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+    by_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return "LOCAL_RANK" in os.environ or by_slurm
+
+
+def _first() -> bool:
+    """Whether this process speaks for the run."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def _silent(done: int, total: int) -> None:
+    """Report to nobody."""
 
 
 @contextmanager
 def _reporting(progress: Report | bool | None) -> Iterator[Report]:
     """Where progress goes: the caller's function, a bar with the time left, or nowhere."""
     if callable(progress):
-        yield progress
+        yield progress if _first() else _silent
         return
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda done, total: None
+    if not _first() or not (sys.stderr.isatty() if progress is None else progress):
+        yield _silent
         return
     from rich import progress as bars
     from rich.console import Console
@@ -296,4 +308,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-

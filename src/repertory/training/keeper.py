@@ -26,20 +26,35 @@ from repertory.training.task import ClassificationTask, Position
 
 # A run may be resumed with other values of these: they do not change what is computed, or lengthen the run.
 FREE_ON_RESUME = frozenset(
-    "epochs max_images devices num_nodes accelerator accumulate workers deterministic checkpoint_steps checkpoint_seconds"
-    " evaluate_every log_steps tensorboard".split()
+    {
+        "epochs",
+        "max_images",
+        "devices",
+        "num_nodes",
+        "accelerator",
+        "workers",
+        "deterministic",
+        "checkpoint_steps",
+        "checkpoint_seconds",
+        "evaluate_every",
+        "log_steps",
+        "tensorboard",
+    }
 )
 
 
 class Interrupts:
-    """Remembers SIGINT and SIGTERM, so that the step in hand can be finished; a second SIGINT interrupts at once."""
+    """Remembers SIGINT and SIGTERM, so that the step in hand can be finished.
 
-    def __init__(self) -> None:
-        self.received = 0
+    A second SIGINT interrupts at once, unless ``patient``: one of several processes may be told more than once.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.received, self.patient = 0, patient
 
     def __call__(self, number: int, frame: Any) -> None:
         """The signal handler."""
-        if self.received == signal.SIGINT == number and not dist.is_initialized():
+        if self.received == signal.SIGINT == number and not self.patient:
             raise KeyboardInterrupt
         self.received = number
 
@@ -88,6 +103,7 @@ class RunKeeper(pl.Callback):
         self._started = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
         self._trainer: pl.Trainer | None = None
+        self._precision_state: dict[str, Any] = {}
 
     @property
     def last(self) -> Path:
@@ -115,7 +131,7 @@ class RunKeeper(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and take the signals back from Lightning, which would stop in the middle of a step."""
         self._trainer = trainer
-        if getattr(self, "_precision_state", None):
+        if self._precision_state:
             trainer.precision_plugin.load_state_dict(self._precision_state)
         self.interrupts.install()
         self._started = self._saved_at = time.monotonic()
@@ -214,10 +230,10 @@ class RunKeeper(pl.Callback):
 
     def _record(self, values: dict[str, float]) -> None:
         position = self.task.position
-        if self.rank == 0:
+        if self.rank == 0 and self._trainer is not None:
             place_in_run = {name: getattr(position, name) for name in ("step", "epoch", "images", "seconds")}
             self.records.append({**place_in_run, **values})
-            for logger in self._trainer.loggers if self._trainer else ():
+            for logger in self._trainer.loggers:
                 logger.log_metrics(values, step=position.step)
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
@@ -228,9 +244,13 @@ class RunKeeper(pl.Callback):
         names = [method.name for method in self.task.methods]
         if names != [saved["name"] for saved in state["methods"]]:
             began = ", ".join(saved["name"] for saved in state["methods"]) or "no method"
-            raise ValueError(f"methods are {', '.join(names) or 'none'}, but the run in {self.out} was started with {began}")
+            raise ValueError(
+                f"methods are {', '.join(names) or 'none'}, but the run in {self.out} was started with {began}"
+            )
         if state["classes"] != [str(name) for name in self.data.classes]:
-            raise ValueError(f"the classes of {self.data.name} are not those that the run in {self.out} was started with")
+            raise ValueError(
+                f"the classes of {self.data.name} are not those that the run in {self.out} was started with"
+            )
 
 
 def check_keys(model: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -66,8 +66,9 @@ class _Feed(Sampler[list[Draw]]):
 class TrainLoader:
     """Yields, for each part of each step, one :class:`Batch` a replica; an ``iter`` is the rest of the current epoch.
 
-    ``state_dict`` is the (epoch, step) of the next pass; the task that consumes batches sets it, since loader processes
-    run ahead; ``length`` counts the steps of the epoch being passed. Batches shorter than the epoch's first, and parts that do not fill a step, are left out.
+    ``state_dict`` is the (epoch, step) at which the next pass starts; whoever consumes the batches counts them, since
+    loader processes run ahead. ``length`` is the number of steps of the epoch being passed. Batches shorter than the
+    epoch's first, and parts that do not fill a step, are left out.
     """
 
     def __init__(
@@ -135,10 +136,10 @@ class TrainLoader:
 class PassLoader:
     """One whole training pass, the same each time it is iterated: what a method re-estimates statistics on.
 
-    Yields :class:`Batch` on ``device``, in the augmented training order of ``epoch``, unsharded: every process sees all.
+    Yields :class:`Batch` on ``device``, augmented and ordered as in ``epoch``, unsharded: every process sees all.
     """
 
-    def __init__(self, dataset: Any, settings: FitSettings, epoch: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, dataset: Any, settings: FitSettings, epoch: int, device: torch.device, dtype: torch.dtype):
         self.dataset, self.settings, self.epoch, self.device, self.dtype = dataset, settings, epoch, device, dtype
         share = min(settings.batch_size // settings.accumulate, len(dataset))
         self._sampler = ShuffledBatches(len(dataset), share, settings.seed)

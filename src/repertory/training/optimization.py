@@ -13,8 +13,10 @@ from repertory.training.settings import FitSettings
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter], settings: FitSettings) -> Optimizer:
-    """SGD or AdamW over the ``parameters`` that take gradients."""
+    """SGD or AdamW over the ``parameters`` that take gradients; ValueError where none does."""
     trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise ValueError("the model has no parameter that takes a gradient, so there is nothing to train")
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(

@@ -10,7 +10,7 @@ from repertory.training.method import Outputs
 
 
 def features_and_logits(model: nn.Module, images: Tensor) -> Outputs:
-    """Run ``model`` on ``images`` (B, C, H, W): pooled ``features`` (B, D) before the classifier, ``logits`` (B, classes).
+    """Run ``model`` on ``images`` (B, C, H, W): ``features`` (B, D) before the classifier, ``logits`` (B, classes).
 
     The logits are exactly ``model(images)``. Features are what enters ``model.get_classifier()`` (our models and
     timm's), or the last linear layer of a model without that method; a model with several classifiers gives
@@ -30,14 +30,15 @@ def features_and_logits(model: nn.Module, images: Tensor) -> Outputs:
     return Outputs(entered[-1].flatten(1), logits)
 
 
-def _classifier(model: nn.Module) -> nn.Module | None:
+def _classifier(model: Any) -> nn.Module | None:
     """The one layer that makes logits of pooled features, or None where there are several."""
     if hasattr(model, "get_classifier"):
         found = model.get_classifier()
         return found if isinstance(found, nn.Module) and not isinstance(found, nn.ModuleList) else None
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"{type(model).__name__} has neither get_classifier() nor a linear layer to read features from")
+        name = type(model).__name__
+        raise ValueError(f"{name} has neither get_classifier() nor a linear layer to read features from")
     return linear[-1]
 
 

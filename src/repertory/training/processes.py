@@ -29,8 +29,8 @@ def launch(job: Job, report: Callable[[int, int], None]) -> FitResult:
     """Run ``job`` on ``job.settings.devices`` processes and return the first one's result.
 
     Signals go to the processes, which finish their step. A process that fails ends all, and its error is raised here.
-    ValueError for several nodes, which need an outside starter; TypeError where the model, the data or a method cannot be
-    pickled.
+    ValueError for several nodes, which need an outside starter; TypeError where the model, the data or a method cannot
+    be pickled.
     """
     if job.settings.num_nodes > 1:
         raise ValueError(
@@ -60,7 +60,8 @@ def launch(job: Job, report: Callable[[int, int], None]) -> FitResult:
 
 def _take_part(rank: int, world: int, port: int, payload: Path, result: Path, speaker: Connection) -> None:
     """A started process: take part, then say how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the run takes it; the caller repeats what it forwards
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the run takes them; the caller repeats what it forwards
+        signal.signal(number, signal.SIG_IGN)
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world)
     )
@@ -131,18 +132,15 @@ class _Forwarding:
             self._sent = time.monotonic()
             for process in processes:
                 if process.is_alive():
-                    os.kill(process.pid, signal.SIGINT)
+                    os.kill(process.pid, self.number)
 
 
 def _end(processes: list[Any]) -> None:
+    """End what still runs: after an error the others wait for it in a collective, where no gentler signal is heard."""
     for process in processes:
         if process.is_alive():
-            process.terminate()
-    for process in processes:
-        if process.pid is not None:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
+            process.kill()
+            process.join()
 
 
 def _pickled(job: Job) -> bytes:

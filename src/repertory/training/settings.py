@@ -18,7 +18,7 @@ class FitSettings:
     """Settings of one training run; what a method or a model wants of its own is not here.
 
     Args:
-        epochs: passes over the training data (a method's sampler says what a pass is); ignored where max_images is given.
+        epochs: passes over the training data (a method's sampler says what a pass is); max_images overrides it.
         max_images: images through forward and backward in the whole run; 0 leaves the length to epochs.
         batch_size: images an optimiser step takes over all devices and accumulated parts; replicas take as many each.
         optimizer: sgd or adamw; a method may replace it.

@@ -6,6 +6,9 @@ compute what one process computes on both their batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,12 +20,18 @@ class SyncBatchNorm(nn.Module):
     """Stands in for ``norm``, a batch norm of any rank, and keeps its parameters, buffers and their names.
 
     Input (B, C, …). Statistics are taken over all processes in training mode and are the running ones in evaluation;
-    activation and dropout that timm folds into its batch norms follow.
+    dropout and activation, which timm folds into its batch norms, follow.
     """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
-        self.original = (norm,)  # in a tuple: not registered, its tensors are shared below
+        self.original = (norm,)  # a tuple, so that its tensors, which are the ones below, are not registered twice
         self.eps, self.momentum = norm.eps, norm.momentum
         for name in ("weight", "bias"):
             self.register_parameter(name, getattr(norm, name))
@@ -34,32 +43,35 @@ class SyncBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised ``x``, of its shape and dtype."""
-        if self.training or self.running_mean is None:
-            mean, var = self._batch_statistics(x)
+        if self.training or self.running_mean is None or self.running_var is None:
+            mean, var = self._batch_statistics(x if x.dtype == torch.float64 else x.float())
         else:
             mean, var = self.running_mean, self.running_var
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        y = (x.to(mean.dtype) - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
+        y = (x.to(mean.dtype) - _spread(mean, x)) * _spread((var + self.eps).rsqrt(), x)
         if self.weight is not None:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
+            y = y * _spread(self.weight, x)
+        if self.bias is not None:
+            y = y + _spread(self.bias, x)
         y = y.to(x.dtype)
         for child in self.children():
             y = child(y)
         return y
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance (C,) over all processes; the second sum is taken about the mean for precision."""
-        x = x if x.dtype == torch.float64 else x.float()
+        """Mean and biased variance (C,) over all processes; squares are summed about the mean, for precision."""
         over = [0, *range(2, x.dim())]
         count = _total(x.new_tensor([x.numel() // x.shape[1]]))
         mean = _total(x.sum(over)) / count
-        var = _total((x - mean.view(1, -1, *[1] * (x.dim() - 2))).square().sum(over)) / count
-        if self.training and self.running_mean is not None:
+        var = _total((x - _spread(mean, x)).square().sum(over)) / count
+        if self.training:
             self._track(mean.detach(), var.detach() * count / (count - 1).clamp(min=1))
         return mean, var
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards the batch's mean and unbiased variance."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked += 1
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
@@ -76,8 +88,8 @@ def revert_sync_batchnorm(model: nn.Module) -> nn.Module:
     return _replace(model, SyncBatchNorm, _restored)
 
 
-def _replace(module, kind, make):  # type: ignore[no-untyped-def]
-    if isinstance(module, kind) and not isinstance(module, nn.SyncBatchNorm):
+def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> nn.Module:
+    if isinstance(module, kind):
         return make(module)
     for name, child in module.named_children():
         setattr(module, name, _replace(child, kind, make))
@@ -85,11 +97,15 @@ def _replace(module, kind, make):  # type: ignore[no-untyped-def]
 
 
 def _restored(sync: SyncBatchNorm) -> nn.Module:
-    norm = sync.original[0]
-    norm.weight, norm.bias = sync.weight, sync.bias
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
+    norm: Any = sync.original[0]
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(norm, name, getattr(sync, name))
     return norm.train(sync.training)
+
+
+def _spread(statistic: Tensor, x: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, …), to meet ``x``."""
+    return statistic.view(1, -1, *[1] * (x.dim() - 2))
 
 
 def _total(value: Tensor) -> Tensor:
