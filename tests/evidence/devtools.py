@@ -29,7 +29,7 @@ def find_chromium():
 
 
 class Page:
-    """One tab. ``problems`` gathers console errors, exceptions and failed requests; ``requests`` the addresses asked for."""
+    """One tab; ``problems`` gathers console errors, exceptions and refusals, ``requests`` the addresses asked for."""
 
     def __init__(self, chromium, profile):
         to_read, self._write = os.pipe()
@@ -98,7 +98,9 @@ class Page:
 
     def open(self, url, width=1200, height=900, theme="light"):
         """Show ``url`` in a window of this size, in a system that prefers ``theme``; back when it is loaded."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": theme}])
         self._loaded, self.problems, self.requests = False, [], []
         self.call("Page.navigate", url=url)
@@ -112,7 +114,9 @@ class Page:
         """The value of a JavaScript expression, in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
-            raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", answer["exceptionDetails"]["text"]))
+            raise RuntimeError(
+                answer["exceptionDetails"]["exception"].get("description", answer["exceptionDetails"]["text"])
+            )
         return answer["result"].get("value")
 
     def press(self, key, code, text=""):

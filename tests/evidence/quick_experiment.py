@@ -34,7 +34,10 @@ def run(arm, seed, scale, context):
     red, green = np.tile(ramp, (100, 1)), np.full((100, 160), 90 + 10 * len(arm.name), np.uint8)
     grey, picture = np.stack([red] * 3, 2), np.stack([red, green, 255 - red], 2)
     return ArmResult(
-        metrics={"top-1 error": float("nan") if settings.get("diverge") else error, "calibration error": 0.05 + 0.01 * seed},
+        metrics={
+            "top-1 error": float("nan") if settings.get("diverge") else error,
+            "calibration error": 0.05 + 0.01 * seed,
+        },
         curves={"top-1 error": curve, "training loss": [(x, y / 40) for x, y in curve]},
         images=count,
         steps=count // 50,

@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -49,7 +50,7 @@ def system_of(results, name):
 
 
 def terminal(results, width=160):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(evidence_table(results))
     return console.export_text().replace("\N{NO-BREAK SPACE}", " ")
 
@@ -123,7 +124,11 @@ def test_every_picture_has_words_in_its_place(small_results):
     assert all(set(attrs["aria-labelledby"].split()) <= set(ids) for attrs in images)
     assert all("aria-hidden" in attrs for tag, attrs in elements if tag == "svg" and attrs.get("role") != "img")
     pictures = [attrs["alt"] for tag, attrs in elements if tag == "img"]
-    assert pictures == ["input (shared by 2 arms)", "output (plain training, seed 0)", "output (better training, seed 0)"]
+    assert pictures == [
+        "input (shared by 2 arms)",
+        "output (plain training, seed 0)",
+        "output (better training, seed 0)",
+    ]
 
 
 def test_every_header_cell_says_what_it_heads_and_every_button_has_a_name(small_results):
@@ -167,7 +172,7 @@ def test_improvement_lies_to_the_right_whatever_the_direction(small_results):
 
 def test_one_seed_draws_no_interval(tmp_path):
     results = results_of(("EXPERIMENT",), "smoke", tmp_path, seeds=1)
-    assert "class=\"interval\"" not in difference_plot(system_of(results, "quick"))
+    assert 'class="interval"' not in difference_plot(system_of(results, "quick"))
     assert "one seed: no interval" in text_of(results)
 
 

@@ -141,7 +141,9 @@ def test_the_theme_can_be_changed_from_the_keyboard(browser, address):
 
 def test_a_dark_page_is_printed_on_white_paper(browser, address):
     browser.open(address, theme="dark")
-    browser.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.call(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.evaluate(f"({LUMINANCE})(getComputedStyle(document.body).color)") < 0.05
     assert browser.evaluate("getComputedStyle(document.getElementById('theme')).display") == "none"

@@ -30,7 +30,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class PublishedDifference:
-    """The paper's own difference, in the metric's unit: ``setting`` and ``source`` say where and how it was measured."""
+    """The paper's difference in the metric's unit; ``setting`` and ``source`` say where and how it was measured."""
 
     value: float
     unit: str
@@ -40,8 +40,8 @@ class PublishedDifference:
 
 @dataclass
 class Context:
-    """What a run is given: ``out``, its own folder (a cut run finds its checkpoints there and resumes), ``roots`` of data
-    sets the user has (name -> folder), and ``progress(done, total)`` to call in images or other units of work.
+    """What a run is given: ``out``, its own folder (a cut run finds its checkpoints there and resumes), ``roots`` of
+    data sets the user has (name -> folder), and ``progress(done, total)`` to call in images or other units of work.
     """
 
     out: Path

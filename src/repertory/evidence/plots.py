@@ -1,7 +1,7 @@
 """Figures of the report as hand-written SVG: they take their colours from the page, and say in words what they show.
 
-Every function returns one ``<svg role="img">`` with a title and a description. Series differ by dash and marker as well as by
-colour (Okabe and Ito's palette, in the page's style sheet).
+Every function returns one ``<svg role="img">`` with a title and a description. Series differ by dash and marker as well
+as by colour (after Okabe and Ito's palette, in the page's style sheet).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from repertory.evidence.wording import (
     interval_text,
     number,
     plural,
-    spread_text,
+    spoken,
     with_unit,
 )
 
@@ -98,7 +98,7 @@ def difference_plot(system: Mapping[str, Any]) -> str:
     could not have told from nothing (smallest detectable difference at 80% power).
     """
     comparison, unit = system["comparison"], system["unit"]
-    title = f"{system['system']}: paired differences in {system['metric']}"
+    title = f"{system['system']}: paired differences in {spoken(system['metric'])}"
     values = [*comparison["differences"], comparison["lower"], comparison["upper"], comparison["mean"]]
     reach = max((abs(v) for v in values if v is not None), default=0.0) * 1.12 or 1.0
     height, left, right, middle, base = 106.0, 14.0, WIDTH - 14.0, 28.0, 62.0
@@ -123,14 +123,18 @@ def difference_plot(system: Mapping[str, Any]) -> str:
         low, high = at(comparison["lower"]), at(comparison["upper"])
         parts.append(_line(low, middle, high, middle, "interval"))
         parts += [_line(x, middle - 5, x, middle + 5, "interval") for x in (low, high)]
-    parts += [f'<circle class="seed" cx="{at(d):.1f}" cy="{middle + 20:.1f}" r="3.2"/>' for d in comparison["differences"]]
+    parts += [
+        f'<circle class="seed" cx="{at(d):.1f}" cy="{middle + 20:.1f}" r="3.2"/>' for d in comparison["differences"]
+    ]
     parts.append(marker(1, at(comparison["mean"]), middle, 5.5))
-    axis = f"difference in {difference_unit(unit) or system['metric']}"
+    axis = f"difference in {difference_unit(unit) or spoken(system['metric'])}"
     parts.append(_text((left + right) / 2, height - 4, f"{axis}, improvement \N{RIGHTWARDS ARROW}", kind="axis-name"))
     words = f"Mean {difference_text(comparison, unit)} over {plural(len(comparison['seeds']), 'seed')}"
     if interval := interval_text(comparison):
         words += f", 95% interval {interval}"
-    words += f". {'Higher' if way > 0 else 'Lower'} is better; improvement lies to the right. Verdict: {system['verdict']}."
+    words += (
+        f". {'Higher' if way > 0 else 'Lower'} is better; improvement lies to the right. Verdict: {system['verdict']}."
+    )
     return svg(WIDTH, height, title, words, "".join(parts), "differences")
 
 
@@ -150,7 +154,7 @@ def arms_plot(metric: str, unit: str, better: str, arms: Sequence[tuple[str, int
     def at(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
-    marks, parts, words = ticks(low, high), [], []
+    metric, marks, parts, words = spoken(metric), ticks(low, high), [], []
     places = decimals([marks[-1] - marks[0]] if len(marks) > 1 else marks, 2)
     for tick in marks:
         parts += [_line(at(tick), top, at(tick), base, "grid"), _text(at(tick), base + 16, number(tick, places))]
@@ -212,6 +216,7 @@ def curves_plot(name: str, series: Sequence[Series]) -> str:
             if ends:
                 parts.append(marker(item.color, *at(*ends[-1]), 4))
                 words.append(f"{item.label} ends at {number(ends[-1][1])} (mean of {plural(len(item.lines), 'seed')})")
+    name = spoken(name)
     description = f"{name} against images processed. " + "; ".join(words) + ("." if words else "")
     return svg(WIDTH, height, f"Curves of {name}", description, "".join(parts), "curves")
 

@@ -25,6 +25,7 @@ from repertory.evidence.wording import (
     number,
     plural,
     setting_text,
+    spoken,
     spread_text,
     with_unit,
 )
@@ -66,9 +67,9 @@ def _head(results: Facts) -> str:
         "Each method against its baseline on the same data, seeds and budget."
     )
     smoke = (
-        '<div class="note" role="note"><p><strong>Smoke run: not evidence.</strong> It shows that every experiment runs from '
-        "end to end. It is too short to show whether a method helps; <code>repertory reproduce --scale small</code> "
-        "is the run that can.</p></div>"
+        '<div class="note" role="note"><p><strong>Smoke run: not evidence.</strong> It shows that every experiment '
+        "runs from end to end. It is too short to show whether a method helps; "
+        "<code>repertory reproduce --scale small</code> is the run that can.</p></div>"
     )
     return (
         f'<h1>Does the method help?</h1><p class="lead">{escape(lead)}</p><p class="small">Made {escape(day)} UTC.</p>'
@@ -105,9 +106,9 @@ def _summary(results: Facts) -> str:
     rows = "".join(_forest_row(system) for system in results["systems"])
     return (
         '<section aria-labelledby="differences"><h2 id="differences">Paired differences</h2>'
-        '<p class="soft">Method minus baseline, seed by seed. Improvement lies to the right whatever the metric’s direction; '
-        "every system has its own axis. Hollow dots are seeds, the diamond is their mean, the bar its 95% interval, "
-        "and inside the shaded band lie the differences that a run of this size could have missed (80% power).</p>"
+        '<p class="soft">Method minus baseline, seed by seed. Improvement lies to the right whatever the metric’s '
+        "direction; every system has its own axis. Hollow dots are seeds, the diamond is their mean, the bar its 95% "
+        "interval, and inside the shaded band lie the differences that a run of this size could miss (80% power).</p>"
         f'<ul class="forest card">{rows}</ul></section>'
     )
 
@@ -116,7 +117,7 @@ def _forest_row(system: Facts) -> str:
     comparison = system["comparison"]
     name = (
         f'<div><p><a class="slug" href="#{escape(system["system"])}">{escape(system["system"])}</a>{_probe(system)}</p>'
-        f'<p class="small">{escape(system["metric"])}, {_better(system)} is better</p></div>'
+        f'<p class="small">{escape(spoken(system["metric"]))}, {_better(system)} is better</p></div>'
     )
     if comparison is None:
         return f'<li>{name}<p class="soft">No pair of runs finished.</p><div>{_pill(system["verdict"])}</div></li>'
@@ -129,17 +130,22 @@ def _forest_row(system: Facts) -> str:
     return f"<li>{name}<div>{difference_plot(system)}</div>{value}</li>"
 
 
-def _cell(label: str, content: str, numeric: bool = False) -> str:
-    kind = ' class="numeric"' if numeric else ""
-    return f'<td role="cell" data-label="{escape(label)}"{kind}><span>{content}</span></td>'
+def _cell(label: str, content: str) -> str:
+    return f'<td role="cell" data-label="{escape(label)}"><span>{content}</span></td>'
+
+
+def _cells(headings: Sequence[str], contents: Sequence[str]) -> str:
+    """The cells of a row after its first, each with its heading for the stacked form."""
+    return "".join(_cell(heading, content) for heading, content in zip(headings[1:], contents, strict=True))
 
 
 def _rows_table(caption: str, headings: Sequence[str], rows: Iterable[str]) -> str:
-    """A table that becomes a stack of cards on a narrow screen; roles keep it a table for assistive technology there."""
+    """A table that becomes a stack of cards on a narrow screen; its roles keep it a table for screen readers."""
     head = "".join(f'<th role="columnheader" scope="col">{escape(heading)}</th>' for heading in headings)
     return (
         f'<div class="card scroll"><table class="stack" role="table"><caption>{caption}</caption>'
-        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead><tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -162,7 +168,7 @@ def _table_row(system: Facts, headings: Sequence[str]) -> str:
         small = f"{interval}; {seeds}" if interval else seeds
         difference = f'{difference_text(comparison, system["unit"])}<span class="small">{small}</span>'
     cells = [
-        f'{escape(system["metric"])}<span class="small">{_better(system)} is better</span>',
+        f'{escape(spoken(system["metric"]))}<span class="small">{_better(system)} is better</span>',
         _arm_cell(system, "baseline"),
         _arm_cell(system, "method"),
         difference,
@@ -170,7 +176,7 @@ def _table_row(system: Facts, headings: Sequence[str]) -> str:
         _pill(system["verdict"]),
     ]
     head = f'<th role="rowheader" scope="row"><span class="slug">{escape(system["system"])}</span>{_probe(system)}</th>'
-    return f'<tr role="row">{head}{"".join(_cell(h, c) for h, c in zip(headings[1:], cells, strict=True))}</tr>'
+    return f'<tr role="row">{head}{_cells(headings, cells)}</tr>'
 
 
 def _arm_named(system: Facts, name: str) -> Facts:
@@ -206,8 +212,10 @@ def _sentence(system: Facts) -> str:
     }.get(system["verdict"], f"{_capital(system['verdict'])}.")
     places = decimals([comparison["mean"], comparison["lower"], comparison["upper"]])
     size = with_unit(number(abs(comparison["mean"]), places), difference_unit(system["unit"]))
-    relation = "equal to" if not comparison["mean"] else f"{size} {'higher' if comparison['mean'] > 0 else 'lower'} than"
-    words = f"{opening} {_capital(system['metric'])} of “{method}” was {relation} that of “{baseline}”"
+    relation = (
+        "equal to" if not comparison["mean"] else f"{size} {'higher' if comparison['mean'] > 0 else 'lower'} than"
+    )
+    words = f"{opening} {_capital(spoken(system['metric']))} of “{method}” was {relation} that of “{baseline}”"
     interval = interval_text(comparison)
     words += f" (95% interval {interval}, {plural(len(comparison['seeds']), 'seed')})." if interval else " (one seed)."
     if comparison["adjusted_p"] is not None:
@@ -253,13 +261,16 @@ def _system(system: Facts, results: Facts) -> str:
 
 def _budget(system: Facts) -> str:
     scale = system["scale"]
-    words = f"{plural(scale['images'], 'image')} through forward and backward a run" if scale["images"] else "no training"
+    words = (
+        f"{plural(scale['images'], 'image')} through forward and backward a run" if scale["images"] else "no training"
+    )
     settings = setting_text(scale["settings"])
     return words + (f"; {settings}" if settings else "")
 
 
 def _metric_name(system: Facts) -> str:
-    return f"{system['metric']} ({system['unit']})" if system["unit"] else str(system["metric"])
+    metric = spoken(system["metric"])
+    return f"{metric} ({system['unit']})" if system["unit"] else metric
 
 
 def _palette(system: Facts) -> dict[str, int]:
@@ -274,24 +285,35 @@ def _figures(system: Facts) -> str:
         return ""
     legend = "".join(f"<li>{swatch(colors[arm['name']])}{escape(arm['label'])}</li>" for arm in arms)
     rows = [
-        (arm["label"], colors[arm["name"]], arm["metrics"][system["metric"]]["values"], arm["metrics"][system["metric"]]["mean"])
+        (
+            arm["label"],
+            colors[arm["name"]],
+            arm["metrics"][system["metric"]]["values"],
+            arm["metrics"][system["metric"]]["mean"],
+        )
         for arm in arms
     ]
     figures = [
         _figure(
-            f"<strong>{escape(system['metric'])}</strong>, every run; the stroke is the mean",
+            f"<strong>{escape(spoken(system['metric']))}</strong>, every run; the stroke is the mean",
             arms_plot(system["metric"], system["unit"], _better(system), rows),
         )
     ]
     names = list(dict.fromkeys(name for arm in arms for run in arm["runs"] for name in run["curves"]))
     for name in names:
         series = [
-            Series(arm["label"], colors[arm["name"]], [run["curves"][name] for run in arm["runs"] if run["curves"].get(name)])
+            Series(
+                arm["label"],
+                colors[arm["name"]],
+                [run["curves"][name] for run in arm["runs"] if run["curves"].get(name)],
+            )
             for arm in arms
         ]
         series = [item for item in series if any(y is not None for line in item.lines for _, y in line)]
         if series:
-            figures.append(_figure(f"<strong>{escape(name)}</strong>, mean over seeds", curves_plot(name, series)))
+            figures.append(
+                _figure(f"<strong>{escape(spoken(name))}</strong>, mean over seeds", curves_plot(name, series))
+            )
     return f'<h3>Runs</h3><ul class="legend">{legend}</ul><div class="figures">{"".join(figures)}</div>'
 
 
@@ -339,7 +361,7 @@ def _embed(path: Path) -> tuple[str, bool]:
 
 def _arms_table(system: Facts) -> str:
     others = [m for m in dict.fromkeys(m for arm in system["arms"] for m in arm["metrics"]) if m != system["metric"]]
-    headings = ("Arm", system["metric"], *others, "Images", "Steps", "Wall time", "Peak memory")
+    headings = ("Arm", spoken(system["metric"]), *map(spoken, others), "Images", "Steps", "Wall time", "Peak memory")
     rows = [_arms_row(system, arm, headings, others) for arm in system["arms"]]
     caption = "Mean ± standard deviation over seeds. Wall time is the mean of a run, peak memory the largest."
     return f"<h3>All arms</h3>{_rows_table(caption, headings, rows)}"
@@ -362,7 +384,7 @@ def _arms_row(system: Facts, arm: Facts, headings: Sequence[str], others: Sequen
     mean = {key: sum(run[key] for run in runs) / len(runs) for key in ("images", "steps", "wall_seconds")}
     cells += [number(mean["images"], 0), number(mean["steps"], 0), duration(mean["wall_seconds"])]
     cells.append(memory(max(run["peak_memory_bytes"] for run in runs)))
-    return f'<tr role="row" class="{role}">{head}{"".join(_cell(h, c) for h, c in zip(headings[1:], cells, strict=True))}</tr>'
+    return f'<tr role="row" class="{role}">{head}{_cells(headings, cells)}</tr>'
 
 
 def _published(system: Facts) -> str:
@@ -375,18 +397,24 @@ def _published(system: Facts) -> str:
     difference = system["published_difference"]
     if difference is not None:
         value = with_unit(number(difference["value"], sign=True), difference["unit"])
-        rows.append(_published_row("published: difference", value, difference["setting"], difference["source"], headings))
+        rows.append(
+            _published_row("published: difference", value, difference["setting"], difference["source"], headings)
+        )
     rows += [
-        _published_row(f"published: {f['metric']}", with_unit(_plain(f["value"]), f["unit"]), f["setting"], f["source"], headings)
+        _published_row(
+            f"published: {f['metric']}", with_unit(_plain(f["value"]), f["unit"]), f["setting"], f["source"], headings
+        )
         for f in figures
     ]
     comparison = system["comparison"]
     if comparison:
         budget = f"{system['data']}; {_budget(system)}; {plural(len(comparison['seeds']), 'seed')}"
         value = spread_text(comparison["method_mean"], None, system["unit"])
-        rows.append(_published_row(f"ours: {system['metric']}", value, budget, "this run", headings))
+        rows.append(_published_row(f"ours: {spoken(system['metric'])}", value, budget, "this run", headings))
         value = difference_text(comparison, system["unit"])
-        rows.append(_published_row(f"ours: difference in {system['metric']}", value, budget, "this run", headings))
+        rows.append(
+            _published_row(f"ours: difference in {spoken(system['metric'])}", value, budget, "this run", headings)
+        )
     caption = "The settings differ: published and own numbers stand side by side, not against each other."
     return f"<h3>Published figures beside ours</h3>{_rows_table(caption, headings, rows)}"
 
@@ -397,12 +425,12 @@ def _plain(value: float) -> str:
 
 
 def _published_row(name: str, value: str, setting: str, source: str, headings: Sequence[str]) -> str:
-    cells = "".join(_cell(h, escape(c)) for h, c in zip(headings[1:], (value, setting, source), strict=True))
+    cells = _cells(headings, [escape(cell) for cell in (value, setting, source)])
     return f'<tr role="row"><th role="rowheader" scope="row">{escape(name)}</th>{cells}</tr>'
 
 
 def _runs_table(system: Facts) -> str:
-    headings = ("Run", system["metric"], "Steps", "Wall time", "Peak memory", "Settings used")
+    headings = ("Run", spoken(system["metric"]), "Steps", "Wall time", "Peak memory", "Settings used")
     rows = []
     for arm in system["arms"]:
         for run in arm["runs"]:
@@ -411,8 +439,7 @@ def _runs_table(system: Facts) -> str:
             used = escape(setting_text(run["settings"])) or "–"
             wall = duration(run["wall_seconds"]) + (f" (attempt {run['attempts']})" if run["attempts"] > 1 else "")
             cells = (value, number(run["steps"], 0), wall, memory(run["peak_memory_bytes"]), used)
-            body = "".join(_cell(h, c) for h, c in zip(headings[1:], cells, strict=True))
-            rows.append(f'<tr role="row">{head}{body}</tr>')
+            rows.append(f'<tr role="row">{head}{_cells(headings, cells)}</tr>')
     if not rows:
         return ""
     caption = "Everything recorded of each run stands in <code>results.json</code>."
@@ -422,17 +449,21 @@ def _runs_table(system: Facts) -> str:
 def _reading(results: Facts) -> str:
     rule = results["rule"]
     points = (
-        "A difference is method minus baseline at one seed: same data, same seed, same budget. Baselines are never tuned down.",
+        "A difference is method minus baseline at one seed: same data, same seed, same budget. "
+        "Baselines are never tuned down.",
         "The interval is Student’s t over those differences, at 95%, for this system alone.",
-        f"“{BETTER}” and “{WORSE}” need a p-value below {rule['alpha']} after Holm’s adjustment over all systems of the run, "
-        "so that an interval may leave zero out and the verdict still be “no difference shown”.",
+        f"“{BETTER}” and “{WORSE}” need a p-value below {rule['alpha']} after Holm’s adjustment over all systems "
+        "of the run, so that an interval may leave zero out and the verdict still be “no difference shown”.",
         f"Fewer than {rule['fewest_seeds']} seeds, or a smoke run, are never evidence.",
-        "The smallest detectable difference is what such a run shows with 80% power, given the spread between its seeds, "
-        "at the strictest of Holm’s levels. An effect below it may exist and be missed.",
+        "The smallest detectable difference is what such a run shows with 80% power, given the spread between "
+        "its seeds, at the strictest of Holm’s levels. An effect below it may exist and be missed.",
         "Peak memory is that of the run’s own process, imports included.",
     )
     items = "".join(f"<li>{escape(point)}</li>" for point in points)
-    return f'<section class="reading" aria-labelledby="reading"><h2 id="reading">How to read this</h2><ul>{items}</ul></section>'
+    return (
+        '<section class="reading" aria-labelledby="reading"><h2 id="reading">How to read this</h2>'
+        f"<ul>{items}</ul></section>"
+    )
 
 
 def _footer(results: Facts) -> str:

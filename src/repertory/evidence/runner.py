@@ -1,7 +1,8 @@
 """Arms x seeds of declared experiments: run what is missing, resume what was cut, keep what is done.
 
-Every run has a folder ``OUT/<system>/<scale>/<arm>/<seed>/``: ``declared.json`` says what it is, ``log.txt`` what it printed,
-``result.json`` (written whole at the end) what it gave. A result is used again only where everything declared is the same.
+Every run has a folder ``OUT/<system>/<scale>/<arm>/<seed>/``: ``declared.json`` says what it is, ``log.txt`` what it
+printed, ``result.json`` (written whole at the end) what it gave. A result is used again only where everything
+declared is the same.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from repertory.evidence.worker import CAN_FORK, plain, write_json
 
 @dataclass(frozen=True)
 class Study:
-    """One experiment to run: ``reference`` (``module:NAME``) for the worker, ``version`` (a hash of its code), and ``facts``
-    about its system for the report: ``title``, ``venue``, ``year`` and ``published``, a list of mappings with ``metric``,
-    ``value``, ``unit``, ``setting`` and ``source``.
+    """One experiment to run: ``reference`` (``module:NAME``) for the worker, ``version`` (a hash of its code), and
+    ``facts`` about its system for the report: ``title``, ``venue``, ``year`` and ``published``, a list of mappings with
+    ``metric``, ``value``, ``unit``, ``setting`` and ``source``.
     """
 
     experiment: Experiment
@@ -63,7 +64,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of a task: its ``record`` (as in ``result.json``), ``reused`` from an earlier start or not, or ``error``."""
+    """What became of a task: its ``record`` (as in ``result.json``), ``reused`` from an earlier start, or ``error``."""
 
     task: Task
     record: Mapping[str, Any] | None = None
@@ -81,7 +82,7 @@ class Watcher:
 
 
 def tasks_of(study: Study, scale: str, seeds: int | None, out: Path) -> list[Task]:
-    """All runs of a study, seed by seed, so that a cut job leaves whole pairs; ``seeds`` None takes the scale's number."""
+    """All runs of a study, seed by seed so that a cut job leaves whole pairs; ``seeds`` None takes the scale's own."""
     experiment = study.experiment
     if scale not in experiment.scales:
         raise ValueError(f"scale {scale!r} is not one of {experiment.system}'s: {', '.join(experiment.scales)}")
@@ -101,7 +102,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def finished(task: Task, roots: Mapping[str, str]) -> dict[str, Any] | None:
-    """The record of ``task`` where it was done with the same declaration and the same roots of the data that it looked up."""
+    """The record of ``task`` where it was done with the same declaration and the same roots of what it looked up."""
     record = _read(task.folder / "result.json")
     if record is None or record.get("declared") != task.declared:
         return None
@@ -153,7 +154,8 @@ class _Worker:
     def run(self, job: Mapping[str, Any], moved: Callable[[int, int], None]) -> str:
         """Do ``job``; the sentence of what went wrong, empty where nothing did."""
         process = self._running()
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         error, ended = "the run ended without an answer", False
@@ -175,7 +177,8 @@ class _Worker:
     def close(self) -> None:
         """End the process, and the run that it is at."""
         if self._process is not None:
-            assert self._process.stdin and self._process.stdout
+            assert self._process.stdin
+            assert self._process.stdout
             self._process.stdin.close()
             self._process.wait()
             self._process.stdout.close()
@@ -225,8 +228,8 @@ def run_all(
 def _do(task: Task, roots: Mapping[str, str], worker: _Worker, watcher: Watcher) -> Run:
     try:
         attempts = _open_folder(task, roots)
-    except OSError as error:
-        return Run(task, error=f"folder {task.folder}: {error.strerror or error}")
+    except OSError as problem:
+        return Run(task, error=f"folder {task.folder}: {problem.strerror or problem}")
     job = {
         "reference": task.study.reference,
         "declared": task.declared,

@@ -22,10 +22,10 @@ BETTER, NO_DIFFERENCE, WORSE, SMOKE = "better", "no difference shown", "worse", 
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences (method minus baseline) over ``seeds``: ``mean``, 95% t interval ``lower`` to ``upper``, two-sided ``p``.
+    """Differences (method minus baseline) over ``seeds``: ``mean``, 95% t interval ``lower`` to ``upper``, and ``p``.
 
-    With one pair there is no spread to judge by: the interval and ``p`` are None. ``spread`` is the sample standard
-    deviation of the differences.
+    ``p`` is two-sided, ``spread`` the sample standard deviation of the differences. With one pair there is no spread to
+    judge by: the interval and ``p`` are None.
     """
 
     seeds: tuple[int, ...]

@@ -109,8 +109,9 @@ def _comparison(baseline: Mapping[int, float], method: Mapping[int, float]) -> d
 def _judge(systems: Sequence[dict[str, Any]], scale: str) -> None:
     """Add to each comparison its adjusted p-value, its smallest detectable difference and its verdict.
 
-    The family that Holm adjusts is what could be evidence: at least five pairs, not a smoke run. The detectable difference
-    is that of the strictest of Holm's levels, 0.05 over the size of the family, so that it holds whatever the others show.
+    The family that Holm adjusts is what could be evidence: at least five pairs, not a smoke run. The detectable
+    difference is that of the strictest of Holm's levels, 0.05 over the size of the family, so that it holds
+    whatever the others show.
     """
     compared = [system for system in systems if system["comparison"]]
     able = [s for s in compared if scale != "smoke" and len(s["comparison"]["seeds"]) >= FEWEST_SEEDS]

@@ -10,7 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from repertory.evidence.statistics import BETTER, WORSE
-from repertory.evidence.wording import arm_places, difference_text, interval_text, number, plural, spread_text, with_unit
+from repertory.evidence.wording import (
+    arm_places,
+    difference_text,
+    interval_text,
+    number,
+    plural,
+    spoken,
+    spread_text,
+    with_unit,
+)
 
 HEADINGS = (
     "system",
@@ -26,7 +35,12 @@ STYLES = {BETTER: "bold green", WORSE: "bold red"}
 
 def evidence_table(results: Mapping[str, Any]) -> Table:
     """One row a system: metric, both arms, paired difference with its interval, published difference, verdict."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"Evidence at scale {results['scale']}", caption=_caption(results), caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"Evidence at scale {results['scale']}",
+        caption=_caption(results),
+        caption_justify="left",
+    )
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
     for system in results["systems"]:
@@ -37,7 +51,7 @@ def evidence_table(results: Mapping[str, Any]) -> Table:
 def _row(system: Mapping[str, Any]) -> list[str]:
     unit, comparison = system["unit"], system["comparison"]
     name = system["system"] + (" (synthetic probe)" if system["probe"] else "")
-    metric = f"{system['metric']}, {'higher' if system['higher_is_better'] else 'lower'} is better"
+    metric = f"{spoken(system['metric'])}, {'higher' if system['higher_is_better'] else 'lower'} is better"
     difference = "–"
     if comparison:
         interval = interval_text(comparison)
@@ -65,5 +79,7 @@ def _published(system: Mapping[str, Any]) -> str:
 
 def _caption(results: Mapping[str, Any]) -> str:
     if results["scale"] == "smoke":
-        return "A smoke run shows that all works from end to end, and nothing about effects; --scale small gives evidence."
+        return (
+            "A smoke run shows that all works from end to end, and nothing about effects; --scale small gives evidence."
+        )
     return "Differences are method minus baseline, paired by seed; verdicts are Holm-adjusted over systems."

@@ -86,6 +86,11 @@ def memory(size: float) -> str:
     return f"{number(size / 2**20, 0)}{NO_BREAK}MiB" if size < 2**30 else f"{size / 2**30:.2f}{NO_BREAK}GiB"
 
 
+def spoken(name: str) -> str:
+    """The name of a metric or a curve as people read it: ``top1_error`` is ``top1 error``."""
+    return name.replace("_", " ")
+
+
 def plural(count: int, noun: str) -> str:
     """``1 seed``, ``5 seeds``."""
     return f"{number(count, 0)}{NO_BREAK}{noun}{'' if count == 1 else 's'}"
@@ -93,7 +98,7 @@ def plural(count: int, noun: str) -> str:
 
 def setting_text(settings: Mapping[str, Any]) -> str:
     """Settings in one line, ``name value, …``."""
-    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in settings.items())
+    return ", ".join(f"{spoken(name)} {_value(value)}" for name, value in settings.items())
 
 
 def _value(value: Any) -> str:

@@ -1,10 +1,10 @@
 """One run of one arm, in a process of its own, so that its peak memory is its own and its crash is nobody else's.
 
 ``python -m repertory.evidence.worker`` reads jobs, one JSON line each, on standard input and answers in JSON lines on
-standard output. On Linux it forks a child for every job after importing what the experiment imports: the imports (seconds)
-are paid once, and the peak memory of a child starts at what the imports hold. Elsewhere the process does one job and ends.
-What a run prints goes to ``log.txt`` in its folder. When the caller is gone, however it died, the run is stopped too:
-two runs never write one folder.
+standard output. On Linux it forks a child for every job after importing what the experiment imports: the imports
+(seconds) are paid once, and the peak memory of a child starts at what the imports hold. Elsewhere the process does one
+job and ends. What a run prints goes to ``log.txt`` in its folder. When the caller is gone, however it died, the run is
+stopped too: two runs never write one folder.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load_experiment(reference: str) -> Experiment:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write ``value`` to ``path`` whole or not at all; arrays, numpy scalars and paths become plain, non-finite is null."""
+    """Write ``value`` to ``path`` whole or not at all; arrays, scalars and paths become plain, non-finite is null."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -142,7 +142,9 @@ def do_run(job: Mapping[str, Any], answer: Answer) -> None:
             answer({"progress": [int(done), int(total)]})
 
     context = Context(folder, roots, progress)
-    result = experiment.run(experiment.arm(declared["arm"]), declared["seed"], experiment.scales[declared["scale"]], context)
+    result = experiment.run(
+        experiment.arm(declared["arm"]), declared["seed"], experiment.scales[declared["scale"]], context
+    )
     value = result.metrics.get(experiment.metric)
     if value is None:
         raise ValueError(f"metric {experiment.metric!r} is missing; the run gave {', '.join(result.metrics) or 'none'}")

@@ -21,7 +21,6 @@ from repertory.evidence.table import evidence_table
 from repertory.evidence.wording import duration, number, plural, with_unit
 from repertory.evidence.worker import load_experiment, write_json
 
-
 LOG_WIDTH = 132  # columns of the table where standard output is no terminal
 
 
@@ -82,8 +81,8 @@ def reproduce(
 ) -> Reproduction:
     """Run arms x seeds of declared experiments and report what they show.
 
-    Started again with the same ``out`` it skips what is done and resumes what was cut; a result whose settings or code have
-    changed since is made anew. A run that fails is reported and the others go on.
+    Started again with the same ``out`` it skips what is done and resumes what was cut; a result whose settings or code
+    have changed since is made anew. A run that fails is reported and the others go on.
 
     Args:
         systems: slugs; None for every system that declares an experiment.
@@ -152,7 +151,9 @@ def _chosen(systems: Sequence[str] | None) -> list[str]:
         return available
     for slug in systems:
         if card(slug).slug not in available:
-            raise ValueError(f"system {slug!r} declares no experiment; those that do: {', '.join(available) or 'none yet'}")
+            raise ValueError(
+                f"system {slug!r} declares no experiment; those that do: {', '.join(available) or 'none yet'}"
+            )
     return list(dict.fromkeys(systems))
 
 
@@ -218,5 +219,3 @@ def _display(tasks: Sequence[Task]) -> Iterator[Watcher]:
     with bars:
         yield Watcher(started, moved, finish)
         bars.update(current, visible=False)
-
-
