@@ -55,7 +55,7 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     data = load("mnist5k")
     settings = FitSettings(
         max_images=scale.images,
-        batch_size=scale.settings["batch_size"],
+        batch_size=scale.settings["batch_size"] * arm.settings.get("batches", 1),
         lr=scale.settings["lr"],
         weight_decay=scale.settings["weight_decay"],
         schedule=arm.settings["schedule"],
@@ -69,6 +69,8 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         torch.manual_seed(seed)
         network = ConvNet(len(data.classes), in_chans=1, width=scale.settings["width"])
     result = fit(network, data, methods, out=context.out, settings=settings, resume=True, progress=context.progress)
+    if result.interrupted:
+        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
     metrics = {name: 100 * result.metrics[name] for name in ("top1_error", "ece")}
     if "replicas" in arm.settings:
         outer = outer_network(network, load_checkpoint(context.out / "checkpoints" / "last.ckpt")["model"])
@@ -81,7 +83,7 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
 _COSINE = {"schedule": "cosine"}
 _ONLINE = {"replicas": 2, "optimizer_state": "keep", **_COSINE}
 _OFFLINE = {"replicas": 1, "optimizer_state": "keep", **_COSINE}
-_TRAINING = {"batch_size": 64, "lr": 0.1, "weight_decay": 5e-4}
+_TRAINING = {"batch_size": 32, "lr": 0.1, "weight_decay": 5e-4}
 
 EXPERIMENT = Experiment(
     system="hwa",
@@ -93,6 +95,7 @@ EXPERIMENT = Experiment(
     method="hwa",
     arms=(
         Arm("sgd", "SGD, cosine schedule", _COSINE),
+        Arm("large_batch", "SGD, twice the batch: steps and images of K = 2", {"batches": 2, **_COSINE}),
         Arm("online", "online only: K = 2, I = 1", {**_ONLINE, "window": 1}),
         Arm("offline", f"offline only: K = 1, I = {WINDOW}", {**_OFFLINE, "window": WINDOW}),
         Arm("hwa", f"HWA: K = 2, I = {WINDOW}", {**_ONLINE, "window": WINDOW}),
@@ -100,8 +103,8 @@ EXPERIMENT = Experiment(
         Arm("ema", "EMA of the weights, decay 0.98 a step", {"decay": 0.98, **_COSINE}),
     ),
     scales={
-        "smoke": Scale(2, 6_000, {**_TRAINING, "width": 8, "evaluate_every": 0}),
-        "small": Scale(5, 80_000, {**_TRAINING, "width": 16, "evaluate_every": 2}),
+        "smoke": Scale(2, 6_400, {**_TRAINING, "width": 8, "evaluate_every": 0}),
+        "small": Scale(5, 64_000, {**_TRAINING, "width": 8, "evaluate_every": 4}),
     },
     run=run,
     data="MNIST-5k (real handwritten digits, 28 x 28)",
