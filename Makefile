@@ -43,9 +43,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.bilateral
 
 docs: $(VENV)/.docs
-	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --strict --quiet
-	@echo "the site is in site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in site/; to read it with its search: python3 -m http.server --directory site"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

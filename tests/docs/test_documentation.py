@@ -106,9 +106,11 @@ def test_command_lines_on_a_page_parse(page):
             pytest.fail(f"repertory {shlex.join(words)}: {error}")
 
 
-@pytest.mark.parametrize("words", [["list", "--feild", "pose"], ["train", "--model", "resnet18", "--data", "x", "--bogus", "1"]])
+@pytest.mark.parametrize(
+    "words", [["list", "--feild", "pose"], ["train", "--model", "resnet18", "--data", "x", "--bogus", "1"]]
+)
 def test_a_wrong_option_would_be_noticed(words):
-    with pytest.raises(Exception, match="feild|bogus"):
+    with pytest.raises(Exception, match=r"feild|bogus"):
         parse(words)
 
 
@@ -169,9 +171,13 @@ def test_published_figures_stand_on_pages_at_parity_only():
 
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(tmp_path):
-    """Every command of the tutorial in its order, by the shell, in an empty folder; those after $ that are not ours too."""
+    """Every command of the tutorial in its order, in an empty folder, those that are not ours too."""
     text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
-    lines = [line for _, code in fences(text, "console") for line in re.findall(r"^\$ (.*)$", code.replace("\\\n", " "), re.M)]
+    lines = [
+        line
+        for _, code in fences(text, "console")
+        for line in re.findall(r"^\$ (.*)$", code.replace("\\\n", " "), re.M)
+    ]
     assert len(lines) > 5
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for line in lines:
