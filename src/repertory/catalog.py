@@ -12,13 +12,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from inspect import Parameter, signature
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from repertory.errors import unknown_name
@@ -243,16 +242,21 @@ def create_model(
             raise ValueError(f"{weights.source} holds the model {holds}, not {name}")
         settings = {**weights.description.get("settings", {}), **settings}
     model, convert = _build(name, settings)
-    if not hasattr(model, "class_names"):
-        model.class_names = None
-    model.catalogue_entry = {"model": name, "settings": settings}
-    model.save_pretrained = MethodType(_save_pretrained, model)
+    label(model, name, settings)
     if weights is not None:
         from repertory.checkpoints import adopt, fit_weights
 
         fit_weights(model, weights, convert, reset_head)
         adopt(model, weights.description)
     return model
+
+
+def label(model: Any, name: str, settings: Mapping[str, Any]) -> None:
+    """Tell ``model`` what it was built as (what travels with its weights), and how to save itself."""
+    if not hasattr(model, "class_names"):
+        model.class_names = None
+    model.catalogue_entry = {"name": name, "settings": dict(settings)}
+    model.save_pretrained = partial(_save_pretrained, model)
 
 
 def from_pretrained(place: str | PathLike[str], **hub: Any) -> Any:
@@ -271,7 +275,7 @@ def from_pretrained(place: str | PathLike[str], **hub: Any) -> Any:
 
 
 def _save_pretrained(model: Any, folder: str | PathLike[str], **hub: Any) -> None:
-    """Write weights, preprocessing and class names to ``folder``; ``hub`` (``push_to_hub=True``) is huggingface-hub's."""
+    """Write weights, preprocessing and class names to ``folder``; ``hub`` goes to huggingface-hub."""
     from repertory.checkpoints import save_pretrained
 
     save_pretrained(model, Path(folder), **hub)

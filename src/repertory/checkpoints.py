@@ -257,7 +257,7 @@ def _head_keys(model: Any) -> set[str]:
 
 
 def _called(model: Any) -> str:
-    return getattr(model, "catalogue_entry", {}).get("model", type(model).__name__)
+    return getattr(model, "catalogue_entry", {}).get("name", type(model).__name__)
 
 
 def _named(complaint: str, keys: set[str]) -> list[str]:
@@ -273,12 +273,12 @@ def describe(model: Any) -> dict[str, Any]:
     """What travels with the weights of ``model``: its name, the builder's settings, preprocessing and class names."""
     entry = getattr(model, "catalogue_entry", None) or {}
     settings = dict(entry.get("settings", {}))
-    if "model" in entry and getattr(model, "num_classes", None) is not None:
+    if entry and getattr(model, "num_classes", None) is not None:
         settings["num_classes"] = int(model.num_classes)
     preprocessing = getattr(model, "preprocessing", None)
     classes = getattr(model, "class_names", None)
     return {
-        "model": entry.get("model"),
+        "model": entry.get("name"),
         "settings": settings,
         "preprocessing": preprocessing.to_dict() if isinstance(preprocessing, Preprocessing) else None,
         "classes": [str(name) for name in classes] if classes is not None else None,

@@ -48,6 +48,21 @@ def load_folder(root: Path, preprocessing: Preprocessing, val_fraction: float = 
     return ImageData(root.name, *(_files(part, classes, preprocessing) for part in (train, val)), classes, split)
 
 
+def load_whole_folder(root: Path, preprocessing: Preprocessing) -> FileImages:
+    """Every picture of ``root``, ``CLASS/*``, to evaluate on; of a folder with ``val/`` or ``test/``, that part.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is no folder, or no picture in class folders.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"the data folder {root} does not exist")
+    root = next((root / name for name in ("val", "test") if (root / name).is_dir()), root)
+    found = _by_class(root)
+    if not found:
+        raise ValueError(f"the data folder {root} holds no image in class folders; {LAYOUT}")
+    return _files(found, tuple(found), preprocessing)
+
+
 def images_below(folder: Path) -> list[Path]:
     """Every picture below ``folder``, sorted; hidden files and folders are left out."""
     found = []

@@ -122,6 +122,16 @@ class ImageSet(ABC, Dataset[tuple[Tensor, int, int]]):
         other.preprocessing = preprocessing
         return other
 
+    def with_classes(self, classes: Sequence[str]) -> ImageSet:
+        """The same pictures, their labels counted in ``classes``; ``ValueError`` where a class is not among these."""
+        if foreign := sorted(set(self.classes) - set(classes)):
+            raise ValueError(f"the data have a class {foreign[0]!r} that is not among {', '.join(classes)}")
+        place = [list(classes).index(name) for name in self.classes]
+        other = copy(self)
+        other.classes = tuple(classes)
+        other.targets = [place[label] for label in self.targets]
+        return other
+
 
 class ArrayImages(ImageSet):
     """Pictures held in memory: ``images`` (N, C, H, W), C 1 or 3, uint8 or floats in [0, 1].
