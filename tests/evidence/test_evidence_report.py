@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conftest import results_of
+from quick_results import results_of
 from rich.console import Console
 
 from repertory.evidence.plots import Series, arms_plot, curves_plot, difference_plot, ticks
@@ -181,6 +181,13 @@ def test_curves_leave_gaps_where_values_are_missing_and_say_where_they_end():
     mean = re.search(r'<path class="curve c1" d="([^"]+)"', image)[1]
     assert mean.count("M") == 2
     assert "arm ends at 1.50 (mean of 2" in image
+
+
+def test_a_long_label_is_cut_in_the_figure_and_whole_in_its_description():
+    label = "SGD with twice the batch, half the steps and the schedule of the other arm"
+    image = arms_plot("m", "", "higher", [(label, 0, [1.0, 2.0], 1.5)])
+    assert f"{label}: mean 1.50" in image
+    assert re.search(r">SGD with twice [^<]+…<", image)
 
 
 def test_equal_values_still_draw():

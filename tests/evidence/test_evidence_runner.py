@@ -194,10 +194,11 @@ from repertory.evidence.runner import *
 
 def run(arm, seed, scale, context):
     ticks = context.out / "ticks"
-    for tick in range(600):
+    ticks.touch()
+    while ticks.stat().st_size < 100:
         with ticks.open("a") as file:
             file.write("x")
-        time.sleep(0.02)
+        time.sleep(0.03)
     return ArmResult({"m": 1.0})
 
 EXPERIMENT = Experiment("slow", "?", "m", "", True, "a", "a", (Arm("a", "a"),), {"smoke": Scale(1, 1)}, run, "none")
@@ -208,18 +209,22 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_when_the_job_is_killed_its_run_stops_too(tmp_path, number):
+def test_a_killed_job_stops_its_run_and_goes_on_with_it_when_started_again(tmp_path, number):
     (tmp_path / "slow_experiment.py").write_text(SLOW)
-    ticks = tmp_path / "out" / "slow" / "smoke" / "a" / "0" / "ticks"
-    job = subprocess.Popen(
-        [sys.executable, str(tmp_path / "slow_experiment.py"), str(tmp_path / "out")], stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 30
-    while not ticks.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    folder = tmp_path / "out" / "slow" / "smoke" / "a" / "0"
+    ticks = folder / "ticks"
+    command = [sys.executable, str(tmp_path / "slow_experiment.py"), str(tmp_path / "out")]
+    job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (ticks.exists() and ticks.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
     os.kill(job.pid, number)
     job.wait(30)
-    time.sleep(1.0)
+    time.sleep(0.6)
     stopped = ticks.stat().st_size
     time.sleep(0.3)
-    assert 0 < ticks.stat().st_size == stopped < 600
+    assert 0 < ticks.stat().st_size == stopped < 100
+    assert not (folder / "result.json").exists()
+    subprocess.run(command, check=True, timeout=60)
+    assert ticks.stat().st_size == 100
+    assert json.loads((folder / "result.json").read_text())["attempts"] == 2

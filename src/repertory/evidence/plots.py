@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count
+from textwrap import shorten
 from typing import Any
 
 from repertory.evidence.wording import (
@@ -160,7 +161,7 @@ def arms_plot(metric: str, unit: str, better: str, arms: Sequence[tuple[str, int
         parts += [_line(at(tick), top, at(tick), base, "grid"), _text(at(tick), base + 16, number(tick, places))]
     for index, (label, color, found, mean) in enumerate(arms):
         y = top + row * index + 26
-        parts.append(_text(left, y - 13, label, "start", "row-name"))
+        parts.append(_text(left, y - 13, shorten(label, 50, placeholder=" …"), "start", "row-name"))
         parts.append(_line(left, y, right, y, "track"))
         parts += [marker(color, at(value), y, 3.4, hollow=True) for value in found]
         parts.append(_line(at(mean), y - 8, at(mean), y + 8, f"mean c{color % len(DASHES)}"))

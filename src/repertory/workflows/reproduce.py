@@ -18,7 +18,7 @@ from repertory.evidence.report import write_report
 from repertory.evidence.runner import Run, Study, Task, Watcher, run_all, tasks_of
 from repertory.evidence.summary import summarise
 from repertory.evidence.table import evidence_table
-from repertory.evidence.wording import duration, number, plural, with_unit
+from repertory.evidence.wording import duration, number, plural, spoken, with_unit
 from repertory.evidence.worker import load_experiment, write_json
 
 LOG_WIDTH = 132  # columns of the table where standard output is no terminal
@@ -180,7 +180,7 @@ def _line(run: Run) -> RenderableType:
     experiment = run.task.study.experiment
     value = with_unit(number(run.record["metrics"][experiment.metric]), experiment.unit)
     how = "done before" if run.reused else duration(run.record["wall_seconds"])
-    return escape(f"{_name(run.task)}: {experiment.metric} {value} ({how})")
+    return escape(f"{_name(run.task)}: {spoken(experiment.metric)} {value} ({how})")
 
 
 @contextmanager
