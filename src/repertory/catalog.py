@@ -5,13 +5,14 @@ Reading cards imports no torch; building a model does.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from importlib import import_module
 from importlib.resources import files
@@ -85,9 +86,9 @@ class Card:
     licence: str = ""
     parts: tuple[Part, ...] = ()
     published: tuple[Figure, ...] = ()
-    models: Mapping[str, str] = field(default_factory=dict)
-    methods: Mapping[str, str] = field(default_factory=dict)
-    parameters: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ def parse_card(text: str, slug: str) -> Card:
     if extra := sorted(set(raw) - known):
         raise ValueError(f"card of {slug}: unknown entries {', '.join(extra)}; a card has {', '.join(sorted(known))}")
     try:
-        raw["parts"] = tuple(
-            Part(**{k: tuple(v) if k == "kinds" else v for k, v in p.items()}) for p in raw.get("parts", ())
-        )
+        raw["parts"] = tuple(Part(**(p | {"kinds": tuple(p.get("kinds", ()))})) for p in raw.get("parts", ()))
         raw["published"] = tuple(Figure(**figure) for figure in raw.get("published", ()))
         card = Card(**raw)
     except TypeError as error:

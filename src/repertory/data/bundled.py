@@ -68,11 +68,11 @@ def fashion_mnist(root: Path | None = None, val_fraction: float = 0.2) -> ImageD
             "fashion_mnist is not on this machine: install Debian's dataset-fashion-mnist, or give root=, "
             "a folder with its four idx-ubyte files"
         )
-    parts = [
+    train, test = (
         (read_idx(folder / f"{part}-images-idx3-ubyte", 3), read_idx(folder / f"{part}-labels-idx1-ubyte", 1))
         for part in ("train", "t10k")
-    ]
-    return _assemble("fashion_mnist", *parts, FASHION_CLASSES, "the published test set")
+    )
+    return _assemble("fashion_mnist", train, test, FASHION_CLASSES, "the published test set")
 
 
 BUNDLED: dict[str, Callable[[Path | None, float], ImageData]] = {

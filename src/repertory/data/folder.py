@@ -45,7 +45,8 @@ def load_folder(root: Path, preprocessing: Preprocessing, val_fraction: float = 
         if foreign := sorted(set(val) - set(train)):
             raise ValueError(f"the class {foreign[0]!r} of {val_root} has no folder in {train_root}")
     classes = tuple(train)
-    return ImageData(root.name, *(_files(part, classes, preprocessing) for part in (train, val)), classes, split)
+    name = root.resolve().name
+    return ImageData(name, _files(train, classes, preprocessing), _files(val, classes, preprocessing), classes, split)
 
 
 def load_whole_folder(root: Path, preprocessing: Preprocessing) -> FileImages:

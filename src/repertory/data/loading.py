@@ -60,7 +60,7 @@ def with_channels(preprocessing: Preprocessing, channels: str) -> Preprocessing:
     """``preprocessing`` for pictures of other ``channels``; statistics are repeated, averaged or reversed to fit."""
     if channels not in ("RGB", "BGR", "L"):
         raise ValueError(f"channels is {channels!r}; it must be RGB, BGR or L")
-    statistics = []
+    statistics: list[tuple[float, ...]] = []
     for values in (preprocessing.mean, preprocessing.std):
         if channels == "L":
             statistics.append((sum(values) / len(values),))

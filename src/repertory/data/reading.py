@@ -31,8 +31,8 @@ def read_image(path: Path | str, channels: str = "RGB") -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(path) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
             deep = image.mode.startswith("I") or image.mode == "F"
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")

@@ -57,7 +57,7 @@ class Run:
         folder = path if path.is_dir() else path.parent
         if path.is_file() and folder.name == "checkpoints":
             folder = folder.parent
-        config = {}
+        config: dict[str, Any] = {}
         if (folder / CONFIG).is_file():
             config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}
         weights = read_weights(path)

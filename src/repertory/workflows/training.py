@@ -215,7 +215,7 @@ def _bind(model: Any, data: ImageData, image_size: int | None) -> ImageData:
     """``data`` as ``model`` wants them; what that is travels on with the model."""
     preprocessing = getattr(model, "preprocessing", None)
     if not isinstance(preprocessing, Preprocessing):
-        channels = {1: "L", 3: "RGB"}.get(_input_channels(model), data.preprocessing.channels)
+        channels = {1: "L", 3: "RGB"}.get(_input_channels(model) or 0, data.preprocessing.channels)
         preprocessing = data.preprocessing
         if {channels, preprocessing.channels} in ({"L", "RGB"}, {"L", "BGR"}):
             preprocessing = with_channels(preprocessing, channels)
