@@ -15,7 +15,9 @@ def test_a_small_network_learns_digits_and_every_figure_of_the_run_is_given(tmp_
     data = digits(1200, 400)
     seen = []
     run = settings(epochs=3, augment="crop", tensorboard=True)
-    result = fit(ConvNet(width=4), data, out=tmp_path, settings=run, progress=lambda done, total: seen.append((done, total)))
+    result = fit(
+        ConvNet(width=4), data, out=tmp_path, settings=run, progress=lambda done, total: seen.append((done, total))
+    )
     assert result.metrics["top1"] > 0.75
     assert result.metrics["top1_error"] == pytest.approx(1 - result.metrics["top1"])
     assert 0 <= result.metrics["ece"] <= 1
@@ -93,7 +95,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_a_named_step(tmp_path):
 def test_a_label_outside_the_classes_is_named_before_training(tmp_path):
     data = digits()
     data.val.targets[3] = 10
-    with pytest.raises(ValueError, match="label 10 of sample 3 in the val part of digits is out of range: it must be 0 to 9"):
+    with pytest.raises(
+        ValueError, match="label 10 of sample 3 in the val part of digits is out of range: it must be 0 to 9"
+    ):
         fit(plain_net(), data, out=tmp_path, settings=settings())
 
 

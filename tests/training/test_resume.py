@@ -63,7 +63,7 @@ def assert_resumes_exactly(tmp_path, cut, **changes):
     assert_same(ends[0]["model"], ends[1]["model"])
     assert_same(weights(whole.model), weights(resumed.model))
     assert (resumed.metrics, resumed.images, resumed.steps) == (whole.metrics, whole.images, whole.steps)
-    assert {k: v for k, v in resumed.curves.items()} == whole.curves
+    assert resumed.curves == whole.curves
     return ends
 
 
@@ -80,6 +80,7 @@ def test_killed_in_the_middle_of_a_step_after_steps_that_were_not_saved(tmp_path
 def test_killed_with_two_loader_workers(tmp_path):
     changes = {"workers": 2}
     assert_resumes_exactly(tmp_path, lambda out: run(out, progress=kill_after(7), **changes), **changes)
+    assert multiprocessing.active_children() == []
 
 
 def test_killed_between_accumulated_steps_of_adamw(tmp_path):
@@ -130,12 +131,19 @@ def test_a_finished_run_resumed_gives_its_result_again(tmp_path):
     first = run(tmp_path)
     again = run(tmp_path, resume=True)
     assert_same(weights(first.model), weights(again.model))
-    assert (again.metrics, again.steps, again.curves, again.best) == (first.metrics, first.steps, first.curves, first.best)
+    assert (again.metrics, again.steps, again.curves, again.best) == (
+        first.metrics,
+        first.steps,
+        first.curves,
+        first.best,
+    )
 
 
 def test_a_run_may_be_lengthened(tmp_path):
     fit(plain_net(), digits(), out=tmp_path / "two", settings=settings(epochs=2, schedule="constant"))
-    longer = fit(plain_net(), digits(), out=tmp_path / "two", settings=settings(epochs=4, schedule="constant"), resume=True)
+    longer = fit(
+        plain_net(), digits(), out=tmp_path / "two", settings=settings(epochs=4, schedule="constant"), resume=True
+    )
     whole = fit(plain_net(), digits(), out=tmp_path / "four", settings=settings(epochs=4, schedule="constant"))
     assert_same(weights(whole.model), weights(longer.model))
 

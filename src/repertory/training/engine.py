@@ -163,8 +163,11 @@ def run_job(job: Job, report: Report) -> FitResult:
         keeper = RunKeeper(task, job.data, out, settings, interrupts, report, total_images, rank)
         trainer.callbacks.append(keeper)
         _begin_or_restore(keeper, job)
-        if task.position.step < total:
-            trainer.fit(task, train_dataloaders=loader)
+        try:
+            if task.position.step < total:
+                trainer.fit(task, train_dataloaders=loader)
+        finally:
+            loader.close()
         if keeper.interrupted is None and keeper.final is None:
             keeper.evaluate()
         return _result(task, keeper)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,13 +88,13 @@ class TrainLoader:
         self.samplers = [_sampler(dataset, methods, settings, seed, rank) for seed in self.seeds]
         self.epoch, self.step, self.length = 0, 0, 0
         self._feed = _Feed()
-        self._loader = DataLoader(
+        self._loader: DataLoader[Any] | None = DataLoader(
             Augmented(dataset, settings.augment),
             batch_sampler=self._feed,
             num_workers=settings.workers,
             collate_fn=collate,
             persistent_workers=settings.workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_keep_apart,
             pin_memory=pin_memory,
             generator=torch.Generator(),
         )
@@ -104,6 +106,10 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start the next pass at ``state``."""
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
+
+    def close(self) -> None:
+        """End the loader processes; the loader gives no more batches."""
+        self._loader = None
 
     def steps(self, epoch: int) -> list[list[list[list[int]]]]:
         """The epoch's indices: steps of parts of replicas of batches."""
@@ -118,6 +124,8 @@ class TrainLoader:
         return [[list(part) for part in parts[end - accumulate : end]] for end in ends]
 
     def __iter__(self) -> Iterator[list[Batch]]:
+        if self._loader is None:
+            raise RuntimeError("the training loader is closed")
         epoch, first = self.epoch, self.step
         steps = self.steps(epoch)
         self.length = len(steps)
@@ -155,7 +163,7 @@ class PassLoader:
             batch_sampler=draws,
             num_workers=self.settings.workers,
             collate_fn=collate,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_keep_apart,
             generator=torch.Generator(),
         )
         for batch in loader:
@@ -195,9 +203,7 @@ def _full_batches(sampler: Any, epoch: int) -> list[list[int]]:
     return [batch for batch in batches if len(batch) == len(batches[0])]
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leave interrupts to the training process, which finishes its step with the loader's help."""
-    import signal
-
+def _keep_apart(worker: int) -> None:
+    """Leave signals to a group of processes to the training process, which finishes its step with the loader's help."""
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
