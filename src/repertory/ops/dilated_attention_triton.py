@@ -1,7 +1,7 @@
 """Sliding-window dilated attention on CUDA: one Triton kernel forward, two backward, none of them scattering.
 
-A program takes a tile of pixels of one head of one image. The softmax runs along the taps; only its logarithm of the sum
-is kept, and the backward kernels compute the weights again. Tensors are read by their strides, so that slices of a
+A program takes a tile of pixels of one head of one image. The softmax runs along the taps; only the logarithm of its sum is
+kept, and the backward kernels compute the weights again. Tensors are read by their strides, so that slices of a
 projection and channels-last maps need no copy. Sums are float32.
 """
 
@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 PIXELS = 64  # of a tile
 
@@ -168,35 +167,38 @@ class _Launch:
             kernel[self.grid](*tensors, self.rates, *self.sizes, *strides, **self.constants)
 
 
-class _Attend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *settings: Any) -> Tensor:
-        batch, channels, height, width = query.shape
-        out = query.new_empty(batch, height, width, channels)
-        sums = query.new_empty(batch, settings[2], height * width, dtype=torch.float32)
-        launch = _Launch(query, *settings)
-        launch(_forward_kernel, (query, key, value, out, sums), (query, key, value))
-        ctx.save_for_backward(query, key, value, out, sums)
-        ctx.launch = launch
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        query, key, value, out, sums = ctx.saved_tensors
-        batch, heads, area = sums.shape
-        products = (grads[0].float() * out.float()).view(batch, area, heads, -1)
-        deltas = products.sum(-1).transpose(1, 2).contiguous()
-        grad = grads[0].permute(0, 3, 1, 2)
-        d_query, d_key, d_value = (query.new_empty(query.shape) for _ in range(3))
-        read = (grad, query, key, value)
-        ctx.launch(_query_kernel, (*read, sums, deltas, d_query), (*read, d_query))
-        ctx.launch(_key_value_kernel, (*read, sums, deltas, d_key, d_value), (*read, d_key))
-        return d_query, d_key, d_value, None, None, None
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: int, rates: tuple[int, ...], num_heads: int
-) -> Tensor:
-    """(B, H, W, C) from CUDA tensors (B, C, H, W) of at most 32 bits and any strides; settings are checked already."""
-    return _Attend.apply(query, key, value, kernel_size, rates, num_heads)
+) -> tuple[Tensor, Tensor]:
+    """Output (B, C, H, W), laid out (B, H, W, C), and logarithms of the sums (B, heads, H * W) for the backward pass.
+
+    Takes CUDA tensors (B, C, H, W) of at most 32 bits and any strides; settings are checked already.
+    """
+    batch, channels, height, width = query.shape
+    out = query.new_empty(batch, height, width, channels)
+    sums = query.new_empty(batch, num_heads, height * width, dtype=torch.float32)
+    launch = _Launch(query, kernel_size, rates, num_heads)
+    launch(_forward_kernel, (query, key, value, out, sums), (query, key, value))
+    return out.permute(0, 3, 1, 2), sums
+
+
+def gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    kernel_size: int,
+    rates: tuple[int, ...],
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, (B, C, H, W) each, of ``grad`` (B, C, H, W), any strides."""
+    products = grad.float() * out.float()
+    deltas = products.unflatten(1, (num_heads, -1)).sum(2).flatten(2).contiguous()
+    d_query, d_key, d_value = (query.new_empty(query.shape) for _ in range(3))
+    read = (grad, query, key, value)
+    launch = _Launch(query, kernel_size, rates, num_heads)
+    launch(_query_kernel, (*read, sums, deltas, d_query), (*read, d_query))
+    launch(_key_value_kernel, (*read, sums, deltas, d_key, d_value), (*read, d_key))
+    return d_query, d_key, d_value
