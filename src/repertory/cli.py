@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Command = Callable[[argparse.Namespace], int]
-BAD_INPUT = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+BAD_INPUT = (
+    argparse.ArgumentError,
+    ValueError,
+    TypeError,
+    KeyError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -211,7 +220,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _filter(options: argparse.Namespace) -> int:
     from repertory.workflows import filter_path
 
-    settings = {name: getattr(options, name) for name in ("sigma_s", "sigma_r", "levels", "scale", "backend")}
+    settings = {name: getattr(options, name) for name in ("sigma_s", "sigma_r", "levels", "scale", "backend", "device")}
     written = filter_path(
         options.input,
         options.output,
@@ -236,9 +245,13 @@ def _train_parser() -> Any:
     )
     parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
     parser.add_argument("--model", type=str, required=True, help="name of a model, of ours or timm's")
-    parser.add_argument("--model_args", type=dict[str, Any], default={}, help="as --model-args.NAME VALUE, for the model")
+    parser.add_argument(
+        "--model_args", type=dict[str, Any], default={}, help="as --model-args.NAME VALUE, for the model"
+    )
     parser.add_argument("--method", type=str, action="append", default=[], help="name of a method; may be repeated")
     parser.add_argument("--data", type=str, required=True, help="bundled name, or folder (a path with / always is one)")
+    parser.add_argument("--checkpoint", type=str, help="weights to begin with; another classifier is made anew")
+    parser.add_argument("--image_size", type=int, help="side of the square images; the model's own when absent")
     parser.add_argument("--val_fraction", type=float, default=0.2, help="share held out where the folder has no split")
     parser.add_argument("--out", type=str, help="run folder; runs/<model>-<methods>-<seed> when absent")
     parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False, help="go on with an existing run")
@@ -272,6 +285,8 @@ def _train(arguments: list[str]) -> int:
         data=given["data"],
         settings=settings,
         model_args=given["model_args"],
+        checkpoint=given["checkpoint"],
+        image_size=given["image_size"],
         val_fraction=given["val_fraction"],
         out=given["out"],
         resume=given["resume"],
@@ -342,14 +357,17 @@ def _add_evidence(commands: Any) -> None:
     sub.add_argument("input", type=Path, help="picture, or folder of pictures")
     sub.add_argument("output", type=Path, help="file, or folder, to write")
     sub.add_argument("--sigma-s", type=float, default=5.0, help="spatial size of what is smoothed, pixels (default 5)")
-    sub.add_argument("--sigma-r", type=float, default=0.05, help="range of colour, of [0, 1] (default 0.05)")
+    sub.add_argument(
+        "--sigma-r", type=float, help="range of colour, of [0, 1] (default 0.05, or the application's own)"
+    )
     sub.add_argument("--levels", type=int, default=11, help="pyramid levels (default 11)")
     sub.add_argument("--scale", type=float, default=0.8, help="size ratio of neighbouring levels (default 0.8)")
     sub.add_argument(
         "--application", help="detail, abstraction, tonemap, dehalftone or enhance, in place of plain smoothing"
     )
     sub.add_argument("--backend", default="auto", help="auto, reference, eager, compiled or triton (default auto)")
-    sub.add_argument("--compare", action="store_true", help="write input and result side by side")
+    sub.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda (default cpu)")
+    sub.add_argument("--compare", action="store_true", help="also write input and result side by side")
     sub.set_defaults(command=_filter)
 
 

@@ -49,6 +49,8 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         tensorboard=False,
     )
     result = fit(model, data, methods, out=context.out, settings=fitted, resume=True, progress=context.progress)
+    if result.interrupted:
+        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
     metrics = {"top1_error": 100 * result.metrics["top1_error"], "ece": 100 * result.metrics["ece"]}
     return ArmResult(metrics, result.curves, result.images, result.steps, settings)
 

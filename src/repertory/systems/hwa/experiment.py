@@ -42,6 +42,10 @@ def methods_of(arm: Arm, steps: int) -> Sequence[Method]:
     ]
 
 
+# Seeds below were seen while the budget was chosen: what is reported comes from others.
+FIRST_SEED = 100
+
+
 def outer_network(network: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
     """``network`` with the newest outer weight: at the end of a run every replica in ``trained`` is that."""
     first = {name.removeprefix("0."): tensor for name, tensor in trained.items() if not name.startswith("1.")}
@@ -52,6 +56,7 @@ def outer_network(network: nn.Module, trained: Mapping[str, Tensor]) -> nn.Modul
 
 def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     """Train one network, or K, on as many images as every other arm; judge it once, at the end."""
+    seed += FIRST_SEED
     data = load("mnist5k")
     settings = FitSettings(
         max_images=scale.images,
