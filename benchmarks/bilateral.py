@@ -1,6 +1,7 @@
 """Pyramid texture filtering of a photograph of one megapixel, against the numpy float64 loop over window offsets.
 
-``python -m benchmarks.bilateral [--pairs 15] [--side 1024]``; two threads. The compiled row's compilation is timed apart.
+``python -m benchmarks.bilateral [--pairs 15] [--side 1024]``; two threads. The first call, which may compile,
+is timed apart.
 """
 
 from __future__ import annotations

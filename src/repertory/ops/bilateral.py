@@ -82,10 +82,10 @@ def _eager(image: Tensor, guide: Tensor, half_width: int, log_spatial: Tensor) -
 
 
 def _exp2(x: Tensor) -> Tensor:
-    """2 ** x for x <= 0. In float32 by a polynomial on [-1/2, 1/2] and the exponent's bits, which inductor inlines;
+    """2 ** x for x <= 0, in float32 by a polynomial on [-1/2, 1/2] and the exponent's bits.
 
-    a call of the vector library in the innermost loop would spill every accumulator. Relative error below 3e-7; what
-    lies below 2 ** -126 becomes that.
+    Inductor inlines that; a call of the vector library in the innermost loop would spill every accumulator. What lies
+    below 2 ** -126 becomes that.
     """
     if x.dtype != torch.float32 or x.is_cuda:
         return torch.exp2(x)
@@ -251,13 +251,15 @@ def joint_bilateral(
     check(backend)
     if image.dim() != 4 or guide.dim() != 4 or image.shape[0] != guide.shape[0] or image.shape[2:] != guide.shape[2:]:
         raise ValueError(
-            f"image is {tuple(image.shape)} and guide {tuple(guide.shape)}; both must be (B, C, H, W) and agree in B, H, W"
+            f"image is {tuple(image.shape)} and guide {tuple(guide.shape)}; "
+            "both must be (B, C, H, W) and agree in B, H, W"
         )
     if image.dtype not in (torch.float32, torch.float64) or guide.dtype != image.dtype:
         raise ValueError(f"image is {image.dtype} and guide {guide.dtype}; both must be float32 or both float64")
     if half_width < 0 or not sigma_s > 0 or not sigma_r > 0:
         raise ValueError(
-            f"half_width is {half_width}, sigma_s {sigma_s}, sigma_r {sigma_r}; half_width must be at least 0, both sigmas positive"
+            f"half_width is {half_width}, sigma_s {sigma_s}, sigma_r {sigma_r}; "
+            "half_width must be at least 0, both sigmas positive"
         )
     log_spatial = _log_spatial(half_width, sigma_s, image)
     scaled = guide / (math.sqrt(2) * sigma_r)

@@ -2,7 +2,7 @@
 
 Structure-preserving smoothing without learning. The coarsest level of a slowly shrinking Gaussian pyramid has lost its
 textures and keeps the large structures; it is brought back to full size level by level: upsampled, sharpened by a joint
-bilateral filter guided by the Gaussian level, given back the Laplacian level, and cleaned by two more bilateral filters.
+bilateral filter guided by the Gaussian level, given back the Laplacian level, and cleaned by two more such filters.
 Nothing is training-only and there are no parameters. The parity vectors are a float64 transcription of the authors'
 MATLAB; MATLAB itself was not run.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -157,23 +158,22 @@ def pyramid_texture_filter(
     _check(image.shape[-2], image.shape[-1], sigma_s, sigma_r, levels, scale)
     if not torch.compiler.is_compiling() and not torch.isfinite(image).all():
         raise ValueError("image holds NaN or infinite values; all must be finite")
-    smooth = image
-    for _, smooth in refinements(*pyramids(image, levels, scale), sigma_s, sigma_r, scale, add_laplacian, last, backend):
-        pass
-    return smooth
+    gaussian, laplacian = pyramids(image, levels, scale)
+    steps = refinements(gaussian, laplacian, sigma_s, sigma_r, scale, add_laplacian, last, backend)
+    return deque(steps, maxlen=1)[0][1] if laplacian else image
 
 
 def as_tensor(picture: np.ndarray, device: str | torch.device = "cpu") -> tuple[Tensor, np.ndarray | None]:
     """(1, C, H, W) float32 in [0, 1] (float64 stays), C 1 or 3, and the alpha plane where there is one.
 
-    ``picture`` is (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4): grey, grey + alpha, RGB or RGBA; unsigned integers are divided
-    by their greatest value, booleans are 0 and 1, floating values are taken as they are.
+    ``picture`` is (H, W) or (H, W, 1 to 4): grey, grey + alpha, RGB or RGBA; unsigned integers are divided by their
+    greatest value, booleans are 0 and 1, floating values are taken as they are.
     """
     picture = np.asarray(picture)
     if picture.ndim == 2:
         picture = picture[..., None]
     if picture.ndim != 3 or picture.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(f"picture is {picture.shape}; it must be (H, W) or (H, W, 1 to 4): grey or RGB, with or without alpha")
+        raise ValueError(f"picture is {picture.shape}; it must be (H, W) or (H, W, 1 to 4): grey or RGB, alpha or not")
     if picture.dtype.kind not in "ubf":
         raise TypeError(f"picture is {picture.dtype}; it must be unsigned integer, bool or floating")
     alpha = picture[..., -1] if picture.shape[2] in (2, 4) else None
@@ -187,7 +187,7 @@ def as_tensor(picture: np.ndarray, device: str | torch.device = "cpu") -> tuple[
 
 
 def as_picture(tensor: Tensor, like: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-    """The inverse of :func:`as_tensor`: dtype and dimensions of ``like``, clipped where it is of integers, alpha put back."""
+    """The inverse of :func:`as_tensor`: dtype and dimensions of ``like``, integers clipped, alpha put back."""
     values = tensor[0].detach().cpu().numpy().transpose(1, 2, 0)
     if like.dtype.kind == "u":
         most = np.iinfo(like.dtype).max
@@ -215,8 +215,8 @@ def filter_image(
     Grey is filtered as one channel: its ``sigma_r`` corresponds to ``sigma_r * sqrt(3)`` for the same picture in RGB.
 
     Args:
-        picture: (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4); uint8 or uint16 (divided by 255 or 65535, the result clipped and
-            rounded), bool, or floating in [0, 1].
+        picture: (H, W) or (H, W, 1 to 4); uint8 or uint16 (divided by 255 or 65535, the result clipped and rounded),
+            bool, or floating in [0, 1].
         sigma_s, sigma_r, levels, scale, backend: as in :func:`pyramid_texture_filter`.
         device: where to compute.
 

@@ -56,8 +56,7 @@ def texture_filter(case: Case) -> dict[str, Tensor]:
         if laplacian:
             found |= {"L_first": laplacian[0], "L_last": laplacian[-1]}
         found |= {
-            f"R_level{level}": value
-            for level, value in refinements(gaussian, laplacian, sigma_s, sigma_r, scale)
+            f"R_level{level}": value for level, value in refinements(gaussian, laplacian, sigma_s, sigma_r, scale)
         }
     return {name: value[0] for name, value in found.items()}
 
