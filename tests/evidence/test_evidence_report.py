@@ -141,7 +141,7 @@ def test_published_figures_stand_beside_ours_with_both_settings(small_results):
     words = text_of(small_results)
     assert "CIFAR-100, ResNet-18" in words
     assert "TinyImageNet, <ResNet-18>" in words
-    assert "made-up numbers; 200 images through forward and backward a run" in words
+    assert "made-up numbers; 200 images processed a run" in words
     assert "21.28%" in words
     assert "The settings differ" in words
 

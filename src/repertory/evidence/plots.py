@@ -21,6 +21,7 @@ from repertory.evidence.wording import (
     interval_text,
     number,
     plural,
+    short_unit,
     spoken,
     with_unit,
 )
@@ -128,7 +129,7 @@ def difference_plot(system: Mapping[str, Any]) -> str:
         f'<circle class="seed" cx="{at(d):.1f}" cy="{middle + 20:.1f}" r="3.2"/>' for d in comparison["differences"]
     ]
     parts.append(marker(1, at(comparison["mean"]), middle, 5.5))
-    axis = f"difference in {difference_unit(unit) or spoken(system['metric'])}"
+    axis = f"difference in {short_unit(difference_unit(unit)) or spoken(system['metric'])}"
     parts.append(_text((left + right) / 2, height - 4, f"{axis}, improvement \N{RIGHTWARDS ARROW}", kind="axis-name"))
     words = f"Mean {difference_text(comparison, unit)} over {plural(len(comparison['seeds']), 'seed')}"
     if interval := interval_text(comparison):
@@ -167,7 +168,7 @@ def arms_plot(metric: str, unit: str, better: str, arms: Sequence[tuple[str, int
         parts.append(_line(at(mean), y - 8, at(mean), y + 8, f"mean c{color % len(DASHES)}"))
         words.append(f"{label}: mean {with_unit(number(mean), unit)} over {plural(len(found), 'run')}")
     parts.append(_line(left, base, right, base, "axis"))
-    name = f"{metric}{f' ({unit})' if unit else ''}, {better} is better"
+    name = f"{metric}{f' ({short_unit(unit)})' if short_unit(unit) else ''}, {better} is better"
     parts.append(_text((left + right) / 2, base + 35, name, kind="axis-name"))
     return svg(WIDTH, base + 42, f"{metric} of every run, by arm", "; ".join(words) + ".", "".join(parts), "arms")
 

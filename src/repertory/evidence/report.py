@@ -261,9 +261,7 @@ def _system(system: Facts, results: Facts) -> str:
 
 def _budget(system: Facts) -> str:
     scale = system["scale"]
-    words = (
-        f"{plural(scale['images'], 'image')} through forward and backward a run" if scale["images"] else "no training"
-    )
+    words = f"{plural(scale['images'], 'image')} processed a run" if scale["images"] else "no training"
     settings = setting_text(scale["settings"])
     return words + (f"; {settings}" if settings else "")
 
@@ -373,7 +371,9 @@ def _arms_row(system: Facts, arm: Facts, headings: Sequence[str], others: Sequen
     head = f'<th role="rowheader" scope="row">{escape(arm["label"])}</th>'
     runs = arm["runs"]
     if not runs:
-        return f'<tr role="row" class="{role}">{head}{_cell(headings[1], "no result")}</tr>'
+        return (
+            f'<tr role="row" class="{role}">{head}{_cells(headings, ["no result", *("–" for _ in headings[2:])])}</tr>'
+        )
     primary = arm["metrics"][system["metric"]]
     first = spread_text(primary["mean"], primary["spread"], system["unit"], arm_places(system, system["metric"]))
     cells = [f'{first}<span class="small">{escape(settings)}</span>' if settings else first]

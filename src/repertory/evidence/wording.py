@@ -8,6 +8,7 @@ from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
 NO_BREAK = "\N{NO-BREAK SPACE}"
+LONGEST_UNIT = 12  # characters of a unit that is repeated after every number
 
 
 def decimals(values: Iterable[float | None], digits: int = 3) -> int:
@@ -28,8 +29,15 @@ def number(value: float | None, places: int | None = None, sign: bool = False) -
 
 
 def with_unit(text: str, unit: str) -> str:
-    """``text`` followed by its unit; the per cent sign stands close."""
-    return f"{text}%" if unit == "%" else f"{text}{NO_BREAK}{unit}" if unit else text
+    """``text`` followed by its unit; the per cent sign stands close, and a long unit is left to the metric's name."""
+    if unit == "%":
+        return f"{text}%"
+    return f"{text}{NO_BREAK}{unit}" if short_unit(unit) else text
+
+
+def short_unit(unit: str) -> str:
+    """``unit`` where it is short enough to be repeated; else nothing, and the metric's name says it."""
+    return unit if len(unit) <= LONGEST_UNIT else ""
 
 
 def difference_unit(unit: str) -> str:
