@@ -1,5 +1,6 @@
 """Two processes on a CPU take the steps that one takes at the same global batch."""
 
+import copy
 import os
 import signal
 import threading
@@ -7,15 +8,37 @@ import threading
 import pytest
 import torch
 from torch import nn
-from training_cases import Kill, MovingAverage, assert_same, digits, furthest, normed_net, plain_net, settings, weights
+from training_cases import (
+    Kill,
+    MovingAverage,
+    assert_same,
+    digits,
+    furthest,
+    normed_net,
+    plain_net,
+    run_all,
+    settings,
+    weights,
+)
 
 from repertory.errors import NonFiniteError
+from repertory.systems.bake.method import Bake
 from repertory.training import Method, fit
 from repertory.training.checkpoint import load_checkpoint
+from repertory.training.engine import Job
+from repertory.training.processes import start
 from repertory.training.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
 
 STEPS = 20
 LENGTH = {"max_images": STEPS * 32, "augment": "flip", "evaluate_every": 0}
+
+
+CASES = {
+    "plain": (plain_net, [MovingAverage()], {}),
+    "synchronised": (normed_net, [], {"sync_batchnorm": True}),
+    "bake": (plain_net, [Bake(omega=0.9, partners=1)], {}),
+    "apart": (normed_net, [], {}),
+}
 
 
 def both(tmp_path, model, methods=(), **changes):
@@ -26,26 +49,45 @@ def both(tmp_path, model, methods=(), **changes):
     return one, two
 
 
-def test_two_processes_equal_one_with_a_plain_network(tmp_path):
-    one, two = both(tmp_path, plain_net(), [MovingAverage()])
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Every case on one process and on two; the two are started once for all cases, which is what takes the time."""
+    folder = tmp_path_factory.mktemp("pairs")
+    jobs = [
+        Job(model(), digits(), methods, folder / name, settings(devices=2, **LENGTH, **changes), False)
+        for name, (model, methods, changes) in CASES.items()
+    ]
+    two = dict(zip(CASES, start(run_all, jobs, 2, lambda done, total: None)))
+    one = {
+        name: fit(model(), digits(), methods, out=folder / f"{name}-alone", settings=settings(**LENGTH, **changes))
+        for name, (model, methods, changes) in CASES.items()
+    }
+    return folder, one, two
+
+
+@pytest.mark.parametrize("name", ["plain", "synchronised", "bake"])
+def test_two_processes_equal_one_at_the_same_global_batch(pairs, name):
+    folder, one, two = pairs[0], pairs[1][name], pairs[2][name]
     assert (one.steps, one.images) == (two.steps, two.images) == (STEPS, STEPS * 32)
     assert furthest(weights(one.model), weights(two.model)) < 1e-5
     assert two.metrics == pytest.approx(one.metrics, abs=1e-4)
     assert two.curves["train_loss"][-1][0] == STEPS * 32
+    best = load_checkpoint(folder / name / "checkpoints" / "best.ckpt")
+    assert_same(best["model"], weights(two.model))
 
 
-def test_two_processes_equal_one_with_synchronised_batch_norm(tmp_path):
-    one, two = both(tmp_path, normed_net(), sync_batchnorm=True)
-    assert furthest(weights(one.model), weights(two.model)) < 1e-5
-    assert type(two.model[1]) is nn.BatchNorm2d
-    checkpoint = load_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")
-    assert_same(checkpoint["model"], weights(two.model))
+def test_without_synchronised_batch_norm_two_processes_differ_from_one(pairs):
+    assert furthest(weights(pairs[1]["apart"].model), weights(pairs[2]["apart"].model)) > 1e-4
+
+
+def test_the_model_of_a_synchronised_run_has_ordinary_batch_norms(pairs):
+    assert type(pairs[2]["synchronised"].model[1]) is nn.BatchNorm2d
 
 
 @pytest.mark.slow
-def test_without_synchronised_batch_norm_two_processes_differ_from_one(tmp_path):
-    one, two = both(tmp_path, normed_net())
-    assert furthest(weights(one.model), weights(two.model)) > 1e-4
+def test_fit_starts_its_own_processes(tmp_path):
+    one, two = both(tmp_path, plain_net())
+    assert furthest(weights(one.model), weights(two.model)) < 1e-5
 
 
 @pytest.mark.slow
@@ -108,8 +150,6 @@ def test_synchronised_batch_norm_alone_is_batch_norm(momentum):
     plain = nn.Sequential(nn.BatchNorm2d(3, momentum=momentum))
     nn.init.uniform_(plain[0].weight)
     plain.append(nn.Conv2d(3, 2, 1))
-    import copy
-
     shared = convert_sync_batchnorm(copy.deepcopy(plain))
     assert isinstance(shared[0], SyncBatchNorm)
     for _ in range(2):

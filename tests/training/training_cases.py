@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from repertory.training import FitSettings, Method
+from repertory.training.engine import run_job
 
 QUICK = {"accelerator": "cpu", "tensorboard": False, "batch_size": 32, "lr": 0.05}
 
@@ -114,6 +115,11 @@ def assert_same(first, second):
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+def run_all(jobs, report):
+    """Take part in several runs, one after the other: what the two processes of a test are started for."""
+    return [run_job(job, report) for job in jobs]
 
 
 def furthest(first, second):

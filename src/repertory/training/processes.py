@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from repertory.training.engine import FitResult, Job
 
 
+Work = Callable[[Any, Callable[[int, int], None]], Any]
+
+
 def launch(job: Job, report: Callable[[int, int], None]) -> FitResult:
     """Run ``job`` on ``job.settings.devices`` processes and return the first one's result.
 
@@ -32,20 +35,27 @@ def launch(job: Job, report: Callable[[int, int], None]) -> FitResult:
     ValueError for several nodes, which need an outside starter; TypeError where the model, the data or a method cannot
     be pickled.
     """
+    from repertory.training.engine import run_job
+
     if job.settings.num_nodes > 1:
         raise ValueError(
             f"num_nodes is {job.settings.num_nodes}: start the same command on every node with torchrun or srun, "
             "one process a device"
         )
+    return start(run_job, job, job.settings.devices, report)
+
+
+def start(work: Work, job: Any, devices: int, report: Callable[[int, int], None]) -> Any:
+    """Run ``work(job, report)`` on ``devices`` processes that find each other, and return the first one's result."""
     with tempfile.TemporaryDirectory(prefix="repertory-") as folder:
         payload, result = Path(folder) / "job", Path(folder) / "result"
-        payload.write_bytes(_pickled(job))
+        payload.write_bytes(_pickled((work, job), devices))
         context = multiprocessing.get_context("spawn")
         listener, speaker = context.Pipe(duplex=False)
         port = _free_port()
         processes = [
-            context.Process(target=_take_part, args=(rank, job.settings.devices, port, payload, result, speaker))
-            for rank in range(job.settings.devices)
+            context.Process(target=_take_part, args=(rank, devices, port, payload, result, speaker))
+            for rank in range(devices)
         ]
         with _Forwarding() as forwarding:
             try:
@@ -68,10 +78,8 @@ def _take_part(rank: int, world: int, port: int, payload: Path, result: Path, sp
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     try:
-        from repertory.training.engine import run_job
-
-        job = pickle.loads(payload.read_bytes())
-        given = run_job(job, lambda done, total: speaker.send(("progress", done, total)) if rank == 0 else None)
+        work, job = pickle.loads(payload.read_bytes())
+        given = work(job, lambda done, total: speaker.send(("progress", done, total)) if rank == 0 else None)
         if rank == 0:
             torch.save(given, result)
             speaker.send(("done",))
@@ -143,12 +151,12 @@ def _end(processes: list[Any]) -> None:
             process.join()
 
 
-def _pickled(job: Job) -> bytes:
+def _pickled(job: Any, devices: int) -> bytes:
     try:
         return pickle.dumps(job)
     except Exception as error:
         raise TypeError(
-            f"devices is {job.settings.devices}, so the model, the data and the methods are sent to other processes, "
+            f"devices is {devices}, so the model, the data and the methods are sent to other processes, "
             f"but they cannot be pickled: {error}"
         ) from error
 
