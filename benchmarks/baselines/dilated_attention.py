@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def unfold_attention(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, dilation: int, head_dim: int) -> Tensor:
+def unfold_attention(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int, dilation: int, head_dim: int
+) -> Tensor:
     """(B, C, H, W) queries, keys and values to (B, H, W, C); heads are contiguous slices of ``head_dim`` channels."""
     batch, channels, height, width = query.shape
     heads, window, pixels = channels // head_dim, kernel_size**2, height * width

@@ -62,20 +62,21 @@ def dilated_attention(
     if backend == "reference":
         return _reference(query, key, value, kernel_size, rates, num_heads)
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if needs_triton(backend, query):
-        return _DilatedAttention.apply(query, key, value, kernel_size, rates, num_heads, "triton").permute(0, 2, 3, 1)
+    if query.dtype != torch.float64 and needs_triton(backend, query):
+        out, _ = _Attend.apply(query, key, value, kernel_size, rates, num_heads, "triton")
+        return out.permute(0, 2, 3, 1)
+    if backend == "triton":
+        raise ValueError(f"backend is 'triton', which takes CUDA tensors below float64; query is {query.dtype}")
     query_, key_, value_ = (x.float() if half else x for x in (query, key, value))
     if being_traced():
         out, _ = _attend(query_, key_, value_, kernel_size, rates, num_heads)
     else:
         path = _path(backend, query, kernel_size, num_heads)
-        out = _DilatedAttention.apply(query_, key_, value_, kernel_size, rates, num_heads, path)
+        out, _ = _Attend.apply(query_, key_, value_, kernel_size, rates, num_heads, path)
     return out.to(query.dtype).permute(0, 2, 3, 1)
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int, rates: tuple[int, ...], num_heads: int
-) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, rates: tuple[int, ...], num_heads: int) -> None:
     if query.ndim != 4 or not query.shape == key.shape == value.shape:
         shapes = f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
         raise ValueError(f"query, key and value are {shapes}; they must be of one shape (B, C, H, W)")
@@ -173,7 +174,7 @@ def _gradients(
         padding = rate * (kernel_size // 2)
 
         def heads(x: Tensor) -> Tensor:
-            return x.reshape(batch, -1, head_dim, *x.shape[-2:])  # noqa: B023
+            return x.reshape(batch, -1, head_dim, *x.shape[-2:])
 
         def views(x: Tensor, mirrored: bool = False) -> list[Tensor]:
             return (_mirrored if mirrored else _windows)(x, kernel_size, rate, height, width)  # noqa: B023
@@ -214,7 +215,7 @@ def _compiled_pair(
 def _eager_attend(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: int, rates: tuple[int, ...], num_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """As ``_attend``, an image and a group at a time, so that temporaries stay in the cache and none is allocated a tap."""
+    """As ``_attend``, an image and a group at a time: temporaries stay in the cache, and none is allocated a tap."""
     batch, channels, height, width = query.shape
     groups, head_dim = len(rates), channels // num_heads
     heads, per_group = num_heads // groups, channels // groups
@@ -278,41 +279,102 @@ def _eager_gradients(
     return to_query, to_key, to_value
 
 
-class _DilatedAttention(torch.autograd.Function):
-    """(B, C, H, W) by one of the fast paths, with its own backward pass."""
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int,
+    rates: tuple[int, ...],
+    num_heads: int,
+    path: str,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, C, H, W), and what the backward pass of ``path`` needs of the softmax."""
+    if path == "triton":
+        from repertory.ops.dilated_attention_triton import attend
+
+        return attend(query, key, value, kernel_size, rates, num_heads)
+    if path == "compiled":
+        return _compiled_pair(kernel_size, rates, num_heads)[0](query, key, value)
+    return _eager_attend(query, key, value, kernel_size, rates, num_heads)
+
+
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kept: Tensor,
+    out: Tensor | None,
+    kernel_size: int,
+    rates: tuple[int, ...],
+    num_heads: int,
+    path: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, (B, C, H, W) each; only Triton needs ``out``."""
+    if path == "triton":
+        from repertory.ops.dilated_attention_triton import gradients
+
+        assert out is not None
+        return gradients(grad, query, key, value, out, kept, kernel_size, rates, num_heads)
+    if path == "compiled":
+        return _compiled_pair(kernel_size, rates, num_heads)[1](grad.contiguous(), query, key, value, kept)
+    return _eager_gradients(grad, query, key, value, kept, kernel_size, rates, num_heads)
+
+
+def _folded(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """``tensor`` with its vmapped dimension folded into the batch."""
+    if tensor is None:
+        return None
+    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.flatten(0, 1)
+
+
+def _vmapped(function: Any, count: int, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
+    """``function`` over a vmapped dimension of its first ``count`` inputs, which all begin with a batch."""
+    tensors = [_folded(x, dim, info.batch_size) for x, dim in zip(inputs[:count], in_dims[:count], strict=True)]
+    results = function.apply(*tensors, *inputs[count:])
+    return tuple(x.unflatten(0, (info.batch_size, -1)) for x in results), (0,) * len(results)
+
+
+class _Attend(torch.autograd.Function):
+    """(B, C, H, W) by one of the fast paths, with its own backward pass; the second output is kept for that."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kernel_size: int,
-        rates: tuple[int, ...],
-        num_heads: int,
-        path: str,
-    ) -> Tensor:
-        ctx.setting, ctx.path = (kernel_size, rates, num_heads), path
-        if path == "triton":
-            from repertory.ops.dilated_attention_triton import attend
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _forward(*inputs)
 
-            out, weights = attend(query, key, value, *ctx.setting)
-            ctx.save_for_backward(query, key, value, out, weights)
-            return out
-        if path == "compiled":
-            out, weights = _compiled_pair(*ctx.setting)[0](query, key, value)
-        else:
-            out, weights = _eager_attend(query, key, value, *ctx.setting)
-        ctx.save_for_backward(query, key, value, weights)
-        return out
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        out, kept = output
+        ctx.mark_non_differentiable(kept)
+        ctx.settings = inputs[3:]
+        ctx.save_for_backward(*inputs[:3], kept, out if inputs[-1] == "triton" else None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return *_Gradients.apply(grads[0], *ctx.saved_tensors, *ctx.settings), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        return _vmapped(_Attend, 3, info, in_dims, inputs)
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass: a function of its own, so that it can be vmapped, and not differentiable again."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.path == "triton":
-            from repertory.ops.dilated_attention_triton import gradients
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError("dilated_attention can be differentiated once; backend='reference' as often as wanted")
 
-            return *gradients(grad, *ctx.saved_tensors, *ctx.setting), None, None, None, None
-        if ctx.path == "compiled":
-            return *_compiled_pair(*ctx.setting)[1](grad.contiguous(), *ctx.saved_tensors), None, None, None, None
-        return *_eager_gradients(grad, *ctx.saved_tensors, *ctx.setting), None, None, None, None
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        return _vmapped(_Gradients, 6, info, in_dims, inputs)

@@ -1,7 +1,7 @@
 """Sliding-window dilated attention on CUDA: one Triton kernel forward, two backward, none of them scattering.
 
-A program takes a tile of pixels of one head of one image. The softmax runs along the taps; only the logarithm of its sum is
-kept, and the backward kernels compute the weights again. Tensors are read by their strides, so that slices of a
+A program takes a tile of pixels of one head of one image. The softmax runs along the taps; only the logarithm of its
+sum is kept, and the backward kernels compute the weights again. Tensors are read by their strides, so that slices of a
 projection and channels-last maps need no copy. Sums are float32.
 """
 

@@ -249,7 +249,8 @@ class DilateFormer(nn.Module):
         self.norm = LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.feature_info = [
-            {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"} for stage, width in enumerate(widths)
+            {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
+            for stage, width in enumerate(widths)
         ]
         self.apply(_initialise)
 

@@ -9,7 +9,16 @@ from repertory.parity import Case, Driver
 from repertory.systems.dilateformer.authors import from_authors
 from repertory.systems.dilateformer.model import DilateFormer, MultiScaleDilatedAttention
 
-SETTINGS = ("num_classes", "embed_dim", "depths", "num_heads", "dilate_attention", "kernel_size", "dilation", "mlp_ratio")
+SETTINGS = (
+    "num_classes",
+    "embed_dim",
+    "depths",
+    "num_heads",
+    "dilate_attention",
+    "kernel_size",
+    "dilation",
+    "mlp_ratio",
+)
 
 
 class _Stages(nn.Module):
