@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from repertory import __version__
 from repertory.data.preprocessing import Preprocessing
+from repertory.training.checkpoint import CheckpointError
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "config.json"
@@ -296,13 +297,19 @@ def adopt(model: Any, description: Mapping[str, Any]) -> None:
 
 
 def write_weights(model: nn.Module, path: Path) -> Path:
-    """Write ``model`` and :func:`describe` of it to the safetensors file ``path``: whole, or not at all."""
+    """Write ``model`` and :func:`describe` of it to the safetensors file ``path``: whole, or CheckpointError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": "pt", "repertory": json.dumps(describe(model), default=str)}
-    with Replacement(path) as partial:
-        save_file(state, partial, metadata)
+    try:
+        with Replacement(path) as partial:
+            save_file(state, partial, metadata)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = "the file that stood there is intact" if path.exists() else "nothing was left behind"
+        raise CheckpointError(f"cannot write {path} ({reason}); {kept}") from error
     return path
 
 
@@ -320,9 +327,13 @@ class Replacement:
         if kind is not None:
             self.partial.unlink(missing_ok=True)
             return
-        with self.partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self.partial, self.path)
+        try:
+            with self.partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(self.partial, self.path)
+        except OSError:
+            self.partial.unlink(missing_ok=True)
+            raise
 
 
 class _Shelf(ModelHubMixin, library_name="repertory", tags=["repertory"]):
