@@ -80,7 +80,10 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     if "replicas" in arm.settings:
         outer = outer_network(network, load_checkpoint(context.out / "checkpoints" / "last.ckpt")["model"])
         metrics["outer_top1_error"] = 100 * evaluate(outer, data.val)["top1_error"]
-    curves = {name: points for name, points in result.curves.items() if name in ("train_loss", "val_top1_error")}
+    curves = {
+        "train_loss": result.curves["train_loss"],
+        "val_top1_error": [(images, 100 * error) for images, error in result.curves["val_top1_error"]],
+    }
     used: dict[str, Any] = {**arm.settings, **scale.settings, "optimiser steps": result.steps, "cycles": CYCLES}
     return ArmResult(metrics, curves, result.images, result.steps, used)
 
