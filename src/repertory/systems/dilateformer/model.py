@@ -240,7 +240,7 @@ class DilateFormer(nn.Module):
 
         self.patch_embed = _tokenizer(tokenizer, in_chans, embed_dim)
         stages = []
-        for stage, depth in enumerate(depths):
+        for stage in range(len(depths)):
             downsample = _downsampler(downsampler, *widths[stage - 1 : stage + 1]) if stage else nn.Identity()
             dropped = rates[sum(depths[:stage]) : sum(depths[: stage + 1])]
             blocks = [Block(widths[stage], attention(stage), mlp_ratio, drop, rate) for rate in dropped]
@@ -387,3 +387,13 @@ def dilateformer_small(num_classes: int = 1000, in_chans: int = 3, **settings: A
 def dilateformer_base(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> DilateFormer:
     """DilateFormer-Base: 47.4 M parameters with 1000 classes. ``settings`` are those of :class:`DilateFormer`."""
     return DilateFormer(num_classes, in_chans, **{"embed_dim": 96, "depths": (4, 8, 10, 3)} | settings)
+
+
+BACKBONES: dict[str, dict[str, Any]] = {  # for timm
+    builder.__name__: {
+        "feature_cfg": {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        "first_conv": "patch_embed.0",
+        "classifier": "head",
+    }
+    for builder in (dilateformer_tiny, dilateformer_small, dilateformer_base)
+}

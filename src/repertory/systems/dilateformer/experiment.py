@@ -1,0 +1,136 @@
+"""Do several dilations at once beat one? Real handwritten digits; and the sheet's dot grids as a synthetic probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repertory.data import ArrayImages, ImageData, load
+from repertory.data.preprocessing import Preprocessing
+from repertory.evidence import Arm, ArmResult, Context, Experiment, PublishedDifference, Scale
+from repertory.systems.dilateformer.model import DilateFormer
+from repertory.training.engine import fit
+from repertory.training.settings import FitSettings
+
+PERIODS = (2, 4, 6)  # pixels between dots
+GRID_SIDE = 48
+
+
+def narrow(num_classes: int, in_chans: int, width: int, dilation: list[int]) -> DilateFormer:
+    """Four stages of one block each; both shallow ones dilated, as in the published pattern."""
+    return DilateFormer(
+        num_classes, in_chans, embed_dim=width, depths=(1, 1, 1, 1), num_heads=(3, 6, 6, 6), dilation=dilation
+    )
+
+
+def digits(seed: int, scale: Scale) -> ImageData:
+    """MNIST-5k, enlarged so that the maps of the shallow stages are wider than the widest window."""
+    return load("mnist5k", size=scale.settings["side"])
+
+
+def dot_grids(seed: int, scale: Scale) -> ImageData:
+    """Grids of dots ``PERIODS`` apart, shifted, noisy, of random brightness: what class is the period?"""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [_grids(scale.settings[name], generator) for name in ("train", "val")]
+    classes = tuple(f"{period} px" for period in PERIODS)
+    look = Preprocessing(size=(GRID_SIDE, GRID_SIDE), crop=1.0, mean=(0.5,), std=(0.5,), channels="L")
+    sets = [ArrayImages(images, labels.tolist(), classes, look) for images, labels in parts]
+    return ImageData("dot_grids", sets[0], sets[1], classes, "drawn apart by one seed")
+
+
+def _grids(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(count) % len(PERIODS)
+    images = 0.3 * torch.rand(count, 1, GRID_SIDE, GRID_SIDE, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        down, right = torch.randint(0, PERIODS[label], (2,), generator=generator).tolist()
+        image[:, down :: PERIODS[label], right :: PERIODS[label]] += 0.3 + 0.4 * torch.rand(1, generator=generator)
+    return images, labels
+
+
+def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int, Scale, Context], ArmResult]:
+    def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
+        """Train the narrow network with the arm's rates, everything else alike, and judge it once, at the end."""
+        data = make_data(seed, scale)
+        settings = FitSettings(
+            max_images=scale.images,
+            batch_size=scale.settings["batch_size"],
+            optimizer="adamw",
+            lr=scale.settings["lr"],
+            weight_decay=scale.settings["weight_decay"],
+            warmup_epochs=scale.settings["warmup_epochs"],
+            clip_grad=scale.settings["clip_grad"],
+            augment=scale.settings["augment"],
+            seed=seed,
+            evaluate_every=0,
+            accelerator="cpu",
+            tensorboard=False,
+        )
+        model = _drawn(seed, len(data.classes), scale.settings["width"], arm.settings["dilation"])
+        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
+        if result.interrupted:
+            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
+        metrics = {name: 100 * result.metrics[name] for name in ("top1", "ece")}
+        return ArmResult(metrics, result.curves, result.images, result.steps, {**scale.settings, **arm.settings})
+
+    return run
+
+
+def _drawn(seed: int, classes: int, width: int, dilation: list[int]) -> nn.Module:
+    """The network of ``seed``: rates have no parameters, so all arms begin with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return narrow(classes, 1, width, dilation)
+
+
+_RECIPE: dict[str, Any] = {
+    "batch_size": 32,
+    "lr": 2e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 0.2,
+    "clip_grad": 5.0,
+    "augment": "crop",
+    "width": 24,
+}
+_ARMS = (
+    Arm("single", "one rate: 1, 1, 1", {"dilation": [1, 1, 1]}),
+    Arm("multi", "MSDA: 1, 2, 3", {"dilation": [1, 2, 3]}),
+    Arm("wide", "one rate: 3, 3, 3", {"dilation": [3, 3, 3]}),
+    Arm("permuted", "MSDA, order 3, 1, 2", {"dilation": [3, 1, 2]}),
+)
+
+EXPERIMENT = Experiment(
+    system="dilateformer",
+    question="Do dilations 1, 2, 3 side by side classify better than the plain sliding window of the same cost?",
+    metric="top1",
+    unit="%",
+    higher_is_better=True,
+    baseline="single",
+    method="multi",
+    arms=_ARMS,
+    scales={
+        "smoke": Scale(2, 3_200, {**_RECIPE, "side": 48}),
+        "small": Scale(5, 32_000, {**_RECIPE, "side": 48}),
+    },
+    run=_runner(digits),
+    data="MNIST-5k (real handwritten digits, enlarged to 48 x 48)",
+    published=PublishedDifference(
+        0.3, "points", "ImageNet top-1, Tiny, against plain sliding windows in stages 1-2", "third-party"
+    ),
+)
+
+PROBE = replace(
+    EXPERIMENT,
+    question="Do dilations 1, 2, 3 side by side tell the spacing of a dot grid better than rate 1 alone?",
+    scales={
+        "smoke": Scale(2, 1_600, {**_RECIPE, "augment": "none", "train": 600, "val": 300}),
+        "small": Scale(5, 16_000, {**_RECIPE, "augment": "none", "train": 3_000, "val": 900}),
+    },
+    run=_runner(dot_grids),
+    data=f"dot grids with periods of {PERIODS} pixels, drawn by seed",
+    probe=True,
+    published=None,
+)
