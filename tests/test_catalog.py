@@ -44,7 +44,9 @@ def test_a_good_card_is_read():
         (lambda t: "colour = 1\n" + t, "unknown entries colour"),
         (lambda t: t.replace("2020", "20 20"), "card of toy"),
         (
-            lambda t: t + '[[published]]\nmetric = "PSNR"\nvalue = 3.0\nunit = "dB"\nsetting = "x"\nsource = "recalled"\n',
+            lambda t: (
+                t + '[[published]]\nmetric = "PSNR"\nvalue = 3.0\nunit = "dB"\nsetting = "x"\nsource = "recalled"\n'
+            ),
             "'recalled'",
         ),
         (lambda t: t + '[[published]]\nmetric = "PSNR"\n', "card of toy"),
@@ -68,7 +70,9 @@ def test_every_vector_of_a_room_is_claimed_by_a_part_of_its_card(slug):
     assert kinds <= {kind for part in catalog.card(slug).parts for kind in part.kinds}
 
 
-@pytest.mark.parametrize("slug", [slug for slug in catalog.cards() if catalog.card(slug).models or catalog.card(slug).methods])
+@pytest.mark.parametrize(
+    "slug", [slug for slug in catalog.cards() if catalog.card(slug).models or catalog.card(slug).methods]
+)
 def test_no_recorded_status_is_stale_or_failing(slug):
     status = catalog.status(slug)
     assert status.status != "planned", f"run `repertory verify {slug} --record`"

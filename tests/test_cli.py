@@ -62,7 +62,10 @@ def test_show_prints_the_card(capsys):
         (["train", "--model", "resnet18", "--data", "digits", "--bogus", "1"], "bogus"),
         (["train", "--model", "resnet81", "--data", "digits"], "resnet"),
         (["train", "--model", "resnet18", "--data", "digits", "--method", "bkae"], "did you mean bake"),
-        (["train", "--model", "resnet18", "--data", "digits", "--batch-size", "10", "--accumulate", "3"], "batch_size 10"),
+        (
+            ["train", "--model", "resnet18", "--data", "digits", "--batch-size", "10", "--accumulate", "3"],
+            "batch_size 10",
+        ),
         (["predict", "no-such-run", "x.png"], "no-such-run"),
         (["filter", "no-such.png", "out.png"], "no-such.png"),
     ],
