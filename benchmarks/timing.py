@@ -1,4 +1,4 @@
-"""Side-by-side timing: interleaved pairs in one process, memory in a fresh process a variant, rows with their command."""
+"""Side-by-side timing: interleaved pairs in one process, memory in a fresh process a variant, rows in JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster the candidate is: the median of paired ratios with its quartiles, and both median seconds."""
+    """How many times faster the candidate is: median of paired ratios, its quartiles, and both median seconds."""
 
     median: float
     lower: float
@@ -44,9 +44,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(
-    baseline: Callable[[], object], candidate: Callable[[], object], pairs: int = 15, warmup: int = 3
-) -> Ratio:
+def paired(baseline: Callable[[], object], candidate: Callable[[], object], pairs: int = 15, warmup: int = 3) -> Ratio:
     """Time ``baseline`` and ``candidate`` in turn, ``pairs`` times after ``warmup`` turns; the order alternates."""
     for _ in range(warmup):
         baseline()
@@ -103,7 +101,9 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return f"{cpu}, {os.cpu_count()} cores"
 

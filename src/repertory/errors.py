@@ -21,7 +21,7 @@ class MissingExtraError(ImportError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a ``kind`` (model, method, …) called ``name`` that is not among ``known``; nearest names suggested."""
+    """The error for a ``kind`` (model, …) called ``name`` that is not among ``known``; nearest names suggested."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:12]) or 'none'}"

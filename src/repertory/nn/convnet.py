@@ -8,7 +8,8 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """Three stages of two 3x3 convolutions with batch norm and ReLU, halved between stages, pooled, one linear layer.
 
-    Input (B, ``in_chans``, H, W) of any size from 4 x 4; output logits (B, ``num_classes``). Features are ``4 * width`` wide.
+    Input (B, ``in_chans``, H, W) of any size from 4 x 4; output logits (B, ``num_classes``). Features are
+    ``4 * width`` wide.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, width: int = 16) -> None:
@@ -20,7 +21,8 @@ class ConvNet(nn.Module):
             for step in range(2):
                 stride = 2 if stage and not step else 1
                 out = width * 2**stage
-                layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+                layers.append(nn.Conv2d(channels, out, 3, stride, 1, bias=False))
+                layers += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
                 channels = out
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(self.num_features, num_classes)
