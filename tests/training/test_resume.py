@@ -10,6 +10,8 @@ import pytest
 import torch
 from training_cases import Kill, MovingAverage, Noise, assert_same, digits, normed_net, plain_net, settings, weights
 
+from repertory.systems.bake.method import Bake
+from repertory.systems.hwa.method import Hwa
 from repertory.training import CheckpointError, fit
 from repertory.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -197,3 +199,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"last.ckpt cannot be read as a checkpoint"):
         load_checkpoint(path)
+
+
+def test_bake_and_hwa_together_resume_exactly(tmp_path):
+    def interrupt(done, total):
+        if done == 12 * 64:
+            signal.raise_signal(signal.SIGTERM)
+
+    changes = {"max_images": 20 * 64, "epochs": 1}
+    whole = run(tmp_path / "whole", [Bake(), Hwa(window=2)], **changes)
+    cut = run(tmp_path / "cut", [Bake(), Hwa(window=2)], progress=interrupt, **changes)
+    assert (cut.interrupted, cut.steps) == (signal.SIGTERM, 13)
+    resumed = run(tmp_path / "cut", [Bake(), Hwa(window=2)], resume=True, **changes)
+    assert resumed.images == 20 * 64
+    assert_same(weights(whole.model), weights(resumed.model))
