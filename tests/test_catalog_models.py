@@ -43,7 +43,7 @@ def same(one, other):
 
 
 def refused(path, name=NAME, **settings):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         repertory.create_model(name, checkpoint=path, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -245,7 +245,7 @@ def test_files_without_weights_are_named(tmp_path):
     assert "holds no weights" in refused(tmp_path / "empty.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     assert "holds a list" in refused(tmp_path / "list.pth")
-    with pytest.raises(FileNotFoundError, match="no checkpoint at .*absent.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent.pth"):
         repertory.create_model(NAME, checkpoint=tmp_path / "absent.pth")
     with pytest.raises(FileNotFoundError, match="holds no weights"):
         repertory.create_model(NAME, checkpoint=tmp_path)

@@ -83,7 +83,7 @@ def test_fashion_mnist_names_what_is_missing_or_damaged(tmp_path, monkeypatch):
     labels = fashion(tmp_path) / "t10k-labels-idx1-ubyte.gz"
     whole = labels.read_bytes()
     labels.write_bytes(whole[:-6])
-    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte.gz is damaged"):
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz is damaged"):
         load("fashion_mnist", root=tmp_path)
     labels.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
     with pytest.raises(ValueError, match="not a whole IDX file"):
@@ -184,7 +184,7 @@ def test_a_truncated_jpeg_is_named(tmp_path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(ValueError, match="cut.jpg: .*truncated") as caught:
+    with pytest.raises(ValueError, match=r"cut.jpg: .*truncated") as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
 
@@ -193,9 +193,9 @@ def test_a_truncated_jpeg_is_named(tmp_path):
 def test_what_is_no_picture_is_named(tmp_path, content):
     path = tmp_path / "odd.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="cannot read the picture .*odd.png"):
+    with pytest.raises(ValueError, match=r"cannot read the picture .*odd.png"):
         read_image(path)
-    with pytest.raises(FileNotFoundError, match="no picture at .*absent.png"):
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*absent.png"):
         read_image(tmp_path / "absent.png")
 
 
@@ -222,7 +222,7 @@ def test_floats_must_be_finite_and_in_range(tmp_path):
         if fits:
             assert float(read_image(path, "L").max()) == 0.5
         else:
-            with pytest.raises(ValueError, match="float.tiff"):
+            with pytest.raises(ValueError, match=r"float.tiff"):
                 read_image(path)
 
 
