@@ -92,16 +92,19 @@ def _exp2(x: Tensor) -> Tensor:
     x = torch.clamp(x, min=-126.0)
     whole = torch.round(x)
     part = x - whole
-    value = torch.full_like(part, math.log(2) ** 6 / 720)
-    for order in (5, 4, 3, 2, 1, 0):
+    value = part * (math.log(2) ** 6 / 720) + math.log(2) ** 5 / 120
+    for order in (4, 3, 2, 1, 0):
         value = value * part + math.log(2) ** order / math.factorial(order)
     return ((whole.to(torch.int32) + 127) << 23).view(torch.float32) * value
 
 
 def _windows(plane: Tensor, side: int, height: int, width: int) -> Tensor:
-    """(side, side, H, W) view of a padded plane: the value that each tap reads at each pixel."""
+    """(side, side, H, W) view of a padded plane: the value that each tap reads at each pixel.
+
+    The offset is left to ``as_strided``: naming it was seen to make the compiled loops ten times slower.
+    """
     down, right = plane.stride()
-    return plane.as_strided((side, side, height, width), (down, right, down, right), plane.storage_offset())
+    return plane.as_strided((side, side, height, width), (down, right, down, right))
 
 
 def _sums(source: Tensor, far: Tensor, log_spatial: Tensor, height: int, width: int) -> Tensor:

@@ -34,7 +34,10 @@ def test_probe_loses_its_texture_and_keeps_its_step_where_one_bilateral_filter_d
     smooth = pyramid_texture_filter(batch)[0, 0].numpy()
     flat = np.s_[:, 8:56]
     assert (picture - base)[flat].std() == pytest.approx(0.1, abs=0.002)
-    assert (smooth - base)[flat].std() < 0.045
+    assert 0.02 < (smooth - base).std() < 0.035  # what is left stands beside the step and at the border
+    assert (smooth - base)[flat].std() < 0.02
+    across = smooth[48, 64:67].mean() - smooth[48, 61:64].mean()
+    assert across == pytest.approx(0.51, abs=0.015)  # of a base step of 0.4
     edges = np.abs(np.diff(smooth, axis=1)).mean(0).argmax()
     assert abs(edges - 63) <= 1
     single = joint_bilateral(batch, batch, 11, 5.0, 0.05)[0, 0].numpy()
@@ -65,7 +68,7 @@ def test_float32_stays_close_to_float64():
 
 def test_gradients_flow_through_the_whole_filter():
     image = torch.rand(1, 1, 9, 10, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: pyramid_texture_filter(x, 1.0, 0.5, levels=3), image, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda x: pyramid_texture_filter(x, 1.0, 0.5, levels=3), image, fast_mode=True)
 
 
 def test_grey_corresponds_to_three_equal_channels_at_root_three_times_the_range():

@@ -61,7 +61,8 @@ def _check(height: int, width: int, sigma_s: float, sigma_r: float, levels: int,
 def pyramids(image: Tensor, levels: int = 11, scale: float = 0.8) -> tuple[list[Tensor], list[Tensor]]:
     """The Gaussian and the Laplacian pyramid of ``image`` (B, C, H, W), full size first.
 
-    The Laplacian has one level fewer. The upsampled level is resized first and blurred afterwards, as in the authors' code.
+    The Laplacian has one level fewer. The upsampled level is resized first and blurred
+    afterwards, as in the authors' code.
     """
     gaussian, laplacian = [image], []
     for size in _sizes(*image.shape[-2:], levels, scale)[1:]:
