@@ -46,6 +46,7 @@ SHORT = {
     "parity": "parity",
 }
 WITHOUT_VECTORS = "No parity vector exists; exact tests stand in for them."
+ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|obj):<code>~?(?:repertory\.(?:\w+\.)*(?=[A-Z]))?([^<]*)</code>")
 GITHUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -157,12 +158,17 @@ def _notes(slug: str) -> str:
     return re.sub(r"^\[benchmark: (\w+)\]$", lambda found: _benchmark(found[1]), text, flags=re.M)
 
 
+def _path(path: str) -> str:
+    """``path`` as code that may break after a slash."""
+    return f"<code>{path.replace('/', '/<wbr>')}</code>"
+
+
 def _proof(card: catalog.Card) -> str:
     rows = []
     for part in card.parts:
         vectors = "vectors of kind " + ", ".join(f"`{kind}`" for kind in part.kinds)
         rows.append(
-            [part.name, "inferred, not proved" if part.inferred else f"`{part.test}`" if part.test else vectors]
+            [part.name, "inferred, not proved" if part.inferred else _path(part.test) if part.test else vectors]
         )
     parts = ["## Proof\n", _table(["part", "proved by"], rows)]
     if any(part.kinds for part in card.parts) and catalog.status(card.slug).vectors_total:
@@ -231,6 +237,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     pages: list[Any] = [{"All systems": "systems/index.md"}, *({slug: f"systems/{slug}.md"} for slug in standing)]
     config.nav = [{"Systems": pages} if "Systems" in entry else entry for entry in config.nav or ()]
     return config
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings name objects by Sphinx's roles, which mean nothing here: leave the bare name."""
+    return ROLE.sub(r"<code>\1</code>", html)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
