@@ -75,8 +75,8 @@ def _reader(path: Path) -> Callable[[Path], np.ndarray]:
 
 
 def _read_plain(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
+    with Image.open(path) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
         if image.mode == "P":
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         elif image.mode not in ("L", "LA", "RGB", "RGBA", "I;16", "I", "F"):
@@ -96,7 +96,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
+        page: Any = file.pages[0]
         if (
             page.dtype is None
             or page.dtype.kind not in "uf"
@@ -218,7 +218,8 @@ def _write(path: Path, ending: str, picture: np.ndarray) -> None:
         opaque = ending in (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pbm")
         if opaque and eight.ndim == 3 and eight.shape[2] in (2, 4):
             eight = eight[..., 0] if eight.shape[2] == 2 else eight[..., :3]
-        Image.fromarray(eight).save(path, **({"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}))
+        quality = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
+        Image.fromarray(eight).save(path, None, **quality)
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:

@@ -145,8 +145,8 @@ def _compiled(image: Tensor, guide: Tensor, half_width: int, log_spatial: Tensor
     height, width = image.shape[-2:]
     if _setting(image, guide) not in _READY:
         # The first call decides which sizes inductor takes to be equal: let it see sizes that all differ.
-        small = [t.new_zeros(t.shape[1], 41, 57) for t in (image, guide)]
-        _compiled_sums(*small, log_spatial.new_zeros(5, 5), 37, 53)
+        small, far = (t.new_zeros(t.shape[1], 41, 57) for t in (image, guide))
+        _compiled_sums(small, far, log_spatial.new_zeros(5, 5), 37, 53)
         _READY.add(_setting(image, guide))
     results = []
     for source, own in zip(image, guide, strict=True):

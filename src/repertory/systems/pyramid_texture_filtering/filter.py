@@ -65,10 +65,10 @@ def pyramids(image: Tensor, levels: int = 11, scale: float = 0.8) -> tuple[list[
     afterwards, as in the authors' code.
     """
     gaussian, laplacian = [image], []
-    for size in _sizes(*image.shape[-2:], levels, scale)[1:]:
+    for size in _sizes(image.shape[-2], image.shape[-1], levels, scale)[1:]:
         fine = gaussian[-1]
         gaussian.append(imresize(gaussian_blur(fine), size))
-        laplacian.append(fine - gaussian_blur(imresize(gaussian[-1], tuple(fine.shape[-2:]))))
+        laplacian.append(fine - gaussian_blur(imresize(gaussian[-1], (fine.shape[-2], fine.shape[-1]))))
     return gaussian, laplacian
 
 
