@@ -41,7 +41,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, photos):
     out = tmp_path_factory.mktemp("runs") / "named"
-    return train(TIMM, data=photos, methods=[("bake", {"omega": 0.9})], settings=QUICK, image_size=32, out=out)
+    return train(TIMM, data=photos, methods=[("bake", {"omega": 0.9})], settings=QUICK, image_size=64, out=out)
 
 
 def net(classes=10, channels=1):
@@ -76,7 +76,7 @@ def test_an_opened_run_is_the_one_that_was_trained(run, photos):
     opened = Run.open(run.path)
     assert opened.metrics == pytest.approx(run.metrics)
     assert opened.classes == ("digit 0", "digit 1", "digit 2")
-    assert opened.model.preprocessing.size == (32, 32)
+    assert opened.model.preprocessing.size == (64, 64)
     assert opened.evaluate() == pytest.approx(run.metrics, abs=1e-6)
 
 
@@ -138,18 +138,18 @@ def test_torch_export_computes_the_same_at_other_sizes(run, tmp_path):
     extra = {"repertory.json": ""}
     path = run.export("torch_export", tmp_path / "m.pt2")
     loaded = torch.export.load(path, extra_files=extra).module()
-    images = torch.randn(5, 3, 64, 96)
+    images = torch.randn(5, 3, 96, 160)
     with torch.no_grad():
         assert torch.allclose(loaded(images), run.model(images), atol=1e-4)
     inside = json.loads(extra["repertory.json"])
     assert inside["classes"] == list(run.classes)
-    assert inside["preprocessing"]["size"] == [32, 32]
+    assert inside["preprocessing"]["size"] == [64, 64]
 
 
 def test_onnx_computes_the_same_at_other_sizes(run):
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(run.export())
-    images = torch.randn(5, 3, 64, 96)
+    images = torch.randn(5, 3, 96, 160)
     with torch.no_grad():
         expected = run.model(images).numpy()
     assert np.allclose(session.run(None, {"images": images.numpy()})[0], expected, atol=1e-4)

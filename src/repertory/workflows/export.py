@@ -44,12 +44,14 @@ def export(model: Any, format: str, path: Path | None, folder: Path, batch: int 
     model = copy.deepcopy(model).cpu().eval()
     height, width = model.preprocessing.size
     channels = 1 if model.preprocessing.channels == "L" else 3
-    example = _pictures(batch, channels, height, width)
     problem = ""
     for sizes_free in (True, False):
         probes = [_pictures(1, channels, height, width), _pictures(batch + 1, channels, height, width)]
-        if sizes_free:
-            probes.append(_pictures(batch, channels, *_other_size(height, width)))
+        example = _pictures(batch, channels, height, width)
+        if sizes_free:  # a trace at the model's own size may take a last map of one pixel for a constant
+            probes.append(example)
+            example = _pictures(batch, channels, *_other_size(height, width))
+            probes.append(example)
         try:
             with _quiet():
                 program = _traced(model, example, sizes_free)
