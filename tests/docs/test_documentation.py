@@ -1,6 +1,7 @@
 """The documentation is true: its Python runs, its commands parse, its links lead somewhere, every card has a page."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
@@ -45,7 +46,16 @@ def commands(text):
 
 
 def parse(words):
-    """Parse a command line as the program would; ValueError where it would refuse it."""
+    """Parse a command line as the program would, and write what ``> FILE`` asks for; raises where it would refuse."""
+    if ">" in words:
+        place = words.index(">")
+        with Path(words[place + 1]).open("w") as file, contextlib.redirect_stdout(file):
+            return parse(words[:place])
+    if "--print_config" in words:
+        with pytest.raises(SystemExit) as ended:
+            cli._train_parser().parse_args([cli._underscored(word) for word in words[1:]])
+        assert not ended.value.code
+        return None
     if words[0] == "train":
         parser = cli._train_parser()
         return parser.parse_args([cli._underscored(word) for word in words[1:]])
@@ -98,7 +108,8 @@ def test_every_system_that_stands_has_a_snippet_and_notes():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page.read_text(encoding="utf-8")))], ids=name)
-def test_command_lines_on_a_page_parse(page):
+def test_command_lines_on_a_page_parse(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for words in commands(page.read_text(encoding="utf-8")):
         try:
             parse(words)
