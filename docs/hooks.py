@@ -11,10 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from typing import TYPE_CHECKING, Any
 
 from repertory import catalog
 from repertory.evidence.wording import (
@@ -27,6 +24,10 @@ from repertory.evidence.wording import (
     spread_text,
     with_unit,
 )
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -246,6 +247,8 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page a system, and their index."""
+    from mkdocs.structure.files import File  # the pages themselves can be tested without MkDocs
+
     pages = {f"systems/{card.slug}.md": page(card) for card in catalog.cards().values()}
     for path, text in {**pages, "systems/index.md": _index()}.items():
         files.append(File.generated(config, path, content=text))

@@ -181,6 +181,17 @@ def test_published_figures_stand_on_pages_at_parity_only():
 
 
 @pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="the site needs MkDocs: pip install 'repertory[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "systems" / "bake.html").is_file()
+
+
+@pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(tmp_path):
     """Every command of the tutorial in its order, in an empty folder, those that are not ours too."""
     text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
