@@ -1,7 +1,7 @@
 """Dilated attention, forward and backward, against the authors' unfold and matrix products.
 
-``python -m benchmarks.dilated_attention [--pairs 15] [--threads 2]``: one call of three rates at (8, 72, 56, 56) against
-three calls of the baseline on 24 channels each.
+``python -m benchmarks.dilated_attention [--pairs 15] [--threads 2]``: one call of three rates at (8, 72, 56, 56)
+against three calls of the baseline on 24 channels each.
 """
 
 from __future__ import annotations

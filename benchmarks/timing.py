@@ -9,7 +9,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,38 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def interleaved(
+    baseline: Callable[[], object],
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    warmup: int = 3,
+) -> dict[str, Ratio]:
+    """Time ``baseline`` and every candidate in turn, ``rounds`` times after ``warmup`` rounds; the order rotates.
+
+    Each candidate is paired with the baseline of its own round.
+    """
+    calls = {"": baseline, **candidates}
+    names = list(calls)
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(_seconds(calls[name]))
+    return {name: _ratio(times[""], times[name]) for name in candidates}
+
+
+def _ratio(baseline: list[float], candidate: list[float]) -> Ratio:
+    ratios = [a / b for a, b in zip(baseline, candidate, strict=True)]
+    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, lower, upper, statistics.median(baseline), statistics.median(candidate), len(ratios))
+
+
 def paired(baseline: Callable[[], object], candidate: Callable[[], object], pairs: int = 15, warmup: int = 3) -> Ratio:
     """Time ``baseline`` and ``candidate`` in turn, ``pairs`` times after ``warmup`` turns; the order alternates."""
-    for _ in range(warmup):
-        baseline()
-        candidate()
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(pairs):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times[which].append(_seconds((baseline, candidate)[which]))
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Ratio(median, lower, upper, statistics.median(times[0]), statistics.median(times[1]), pairs)
+    return interleaved(baseline, {"candidate": candidate}, pairs, warmup)["candidate"]
 
 
 def _child(function: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], threads: int, pipe: Any) -> None:
@@ -80,7 +100,8 @@ def peak_rise(function: Callable[..., Callable[[], object]], *arguments: Any) ->
     ``function`` makes inputs and returns the call to measure; it must be importable. On CUDA it is the rise of allocated
     memory, on CPU that of the largest resident set.
     """
-    context = multiprocessing.get_context("spawn")
+    # An executed process inherits the peak of the one that started it; one forked from a small server begins at its own.
+    context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(function, arguments, torch.get_num_threads(), sender))
     process.start()

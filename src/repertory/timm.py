@@ -1,6 +1,6 @@
-"""Our backbones in timm: ``import repertory.timm``, then ``timm.create_model("dilateformer_tiny", features_only=True)``.
+"""Our backbones in timm: ``import repertory.timm``, then ``timm.create_model("dilateformer_tiny", …)``.
 
-A room's model module lists its backbones in ``BACKBONES``: the name of a model in its card -> what timm must know of it,
+A room's model module lists its backbones in ``BACKBONES``: the name of a model in its card, then what timm must know,
 ``feature_cfg``, ``first_conv`` and ``classifier``. No weights are distributed: ``pretrained=True`` says so.
 """
 

@@ -58,7 +58,7 @@ def dilated_attention(
     rates = (dilation,) if isinstance(dilation, int) else tuple(dilation)
     _check(query, key, value, kernel_size, rates, num_heads)
     if not query.numel():
-        return query.permute(0, 2, 3, 1) * 1  # nothing to attend to, still part of the graph
+        return (query + key + value).permute(0, 2, 3, 1)  # nothing to attend to, still part of the graph
     if backend == "reference":
         return _reference(query, key, value, kernel_size, rates, num_heads)
     half = query.dtype in (torch.float16, torch.bfloat16)
