@@ -97,10 +97,10 @@ def _child(function: Callable[..., Callable[[], object]], arguments: tuple[Any, 
 def peak_rise(function: Callable[..., Callable[[], object]], *arguments: Any) -> int:
     """Bytes by which peak memory rises when ``function(*arguments)()`` runs in a fresh process.
 
-    ``function`` makes inputs and returns the call to measure; it must be importable. On CUDA it is the rise of allocated
+    ``function`` makes inputs and returns the call to measure; it must be importable. On CUDA it is that of allocated
     memory, on CPU that of the largest resident set.
     """
-    # An executed process inherits the peak of the one that started it; one forked from a small server begins at its own.
+    # An executed process inherits the peak of its starter; one forked from a small server begins at its own.
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(function, arguments, torch.get_num_threads(), sender))

@@ -163,7 +163,7 @@ class _Launch:
 
     def __call__(self, kernel: Any, tensors: tuple[Tensor, ...], strided: tuple[Tensor, ...]) -> None:
         strides = [stride for tensor in strided for stride in tensor.stride()]
-        with torch.cuda.device(tensors[0].device):
+        with torch.cuda.device_of(tensors[0]):
             kernel[self.grid](*tensors, self.rates, *self.sizes, *strides, **self.constants)
 
 
