@@ -43,7 +43,7 @@ SHORT = {
     "planned": "planned",
     "reading": "reading",
     "reading_base_verified": "reading, base verified",
-    "parity_with_readings": "parity, with readings",
+    "parity_with_readings": "parity with readings",
     "parity": "parity",
 }
 WITHOUT_VECTORS = "No parity vector exists; exact tests stand in for them."
@@ -214,7 +214,7 @@ def _index() -> str:
     cards, status = catalog.cards().values(), {slug: catalog.status(slug).status for slug in catalog.cards()}
     counts = Counter(status.values())
     order = list(reversed(catalog.STATUSES))
-    tally = ", ".join(f"{counts[name]} {SHORT[name]}" for name in order if counts[name])
+    tally = "; ".join(f"{counts[name]} {SHORT[name]}" for name in order if counts[name])
     parts = [
         "# Systems\n",
         f"{len(status)} systems: {tally}. [What a status means](../proof.md#status).\n",
