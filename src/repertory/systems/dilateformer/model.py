@@ -246,7 +246,7 @@ class DilateFormer(nn.Module):
             blocks = [Block(widths[stage], attention(stage), mlp_ratio, drop, rate) for rate in dropped]
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
-        self.norm = LayerNorm(self.num_features)
+        self.norm: nn.Module = LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
@@ -258,7 +258,7 @@ class DilateFormer(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """The four stage maps at strides 4, 8, 16 and 32, (B, C_i, H_i, W_i), each before the next downsampler."""
@@ -381,12 +381,14 @@ def dilateformer_tiny(num_classes: int = 1000, in_chans: int = 3, **settings: An
 
 def dilateformer_small(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> DilateFormer:
     """DilateFormer-Small: 24.1 M parameters with 1000 classes. ``settings`` are those of :class:`DilateFormer`."""
-    return DilateFormer(num_classes, in_chans, **{"depths": (3, 5, 8, 3)} | settings)
+    sizes: dict[str, Any] = {"depths": (3, 5, 8, 3)}
+    return DilateFormer(num_classes, in_chans, **sizes | settings)
 
 
 def dilateformer_base(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> DilateFormer:
     """DilateFormer-Base: 47.4 M parameters with 1000 classes. ``settings`` are those of :class:`DilateFormer`."""
-    return DilateFormer(num_classes, in_chans, **{"embed_dim": 96, "depths": (4, 8, 10, 3)} | settings)
+    sizes: dict[str, Any] = {"embed_dim": 96, "depths": (4, 8, 10, 3)}
+    return DilateFormer(num_classes, in_chans, **sizes | settings)
 
 
 BACKBONES: dict[str, dict[str, Any]] = {  # for timm

@@ -34,8 +34,8 @@ class _Stages(nn.Module):
         x = outputs["patch_embed"]
         for index, stage in enumerate(model.stages):
             x = stage(x)
-            following = model.stages[index + 1].downsample if index + 1 < len(model.stages) else nn.Identity()
-            outputs[f"stage{index}"] = following(x)
+            last = index + 1 == len(model.stages)
+            outputs[f"stage{index}"] = x if last else model.stages.get_submodule(f"{index + 1}.downsample")(x)
         outputs["out"] = model.forward_head(model._normalised(x))
         return outputs
 
