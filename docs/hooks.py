@@ -99,7 +99,7 @@ def _benchmark(name: str) -> str:
 
 def _rows(record: Mapping[str, Any]) -> str:
     where = f"{record['machine']}, {plural(record['threads'], 'thread')}, torch {record['torch']}, {record['date']}"
-    notes = [f"{note}\n" for note in record["notes"]]
+    notes = [f"- {note}" for note in record["notes"]]
     return "\n".join([_table(record["columns"], record["rows"]), f"`{record['command']}` on {where}.\n", *notes])
 
 
