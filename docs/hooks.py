@@ -200,7 +200,7 @@ def page(card: catalog.Card) -> str:
     facts = {"Field": f"{card.field}, {card.task}", "Training only": card.training_only or "Nothing."}
     facts |= {"At inference": card.inference}
     facts |= {kind: _names(found) for kind, found in (("Models", card.models), ("Methods", card.methods)) if found}
-    parts.append("  \n".join(f"**{name}.** {value}" for name, value in facts.items()) + "\n")
+    parts.append("  \n".join(f"**{name}.** {value[:1].upper()}{value[1:]}" for name, value in facts.items()) + "\n")
     if snippet.is_file():
         parts += ["## Use\n", f"```python\n{snippet.read_text(encoding='utf-8').strip()}\n```\n"]
     parts += [_notes(slug), _proof(card)]
