@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -229,7 +230,8 @@ def _filter(options: argparse.Namespace) -> int:
         progress=True,
         **settings,
     )
-    print(f"{len(written)} written: {written[0]}" + (" …" if len(written) > 1 else ""))
+    named = ", ".join(str(path) for path in written[:3])
+    print(f"wrote {named}" + (f" and {len(written) - 3} more" if len(written) > 3 else ""))
     return 0
 
 
@@ -251,7 +253,11 @@ def _train_parser() -> Any:
     parser.add_argument("--method", type=str, action="append", default=[], help="name of a method; may be repeated")
     parser.add_argument("--data", type=str, required=True, help="bundled name, or folder (a path with / always is one)")
     parser.add_argument("--checkpoint", type=str, help="weights to begin with; another classifier is made anew")
-    parser.add_argument("--image_size", type=int, help="side of the square images; the model's own when absent")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help="side of the square images; when absent the model's own, or 32 for bundled thumbnails",
+    )
     parser.add_argument("--val_fraction", type=float, default=0.2, help="share held out where the folder has no split")
     parser.add_argument("--out", type=str, help="run folder; runs/<model>-<methods>-<seed> when absent")
     parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False, help="go on with an existing run")
@@ -268,6 +274,20 @@ def _underscored(argument: str) -> str:
         return argument
     option, equals, value = argument.partition("=")
     return "--" + option[2:].replace("-", "_") + equals + value
+
+
+def _tenths() -> Callable[[int, int], None] | None:
+    """A line each tenth of the way, where standard error is no terminal that could show a bar."""
+    if sys.stderr.isatty():
+        return None
+    start, told = time.monotonic(), [-1]
+
+    def report(done: int, total: int) -> None:
+        if (tenth := 10 * done // max(total, 1)) > told[0]:
+            told[0] = tenth
+            print(f"trained on {done} of {total} images, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+    return report
 
 
 def _train(arguments: list[str]) -> int:
@@ -291,6 +311,7 @@ def _train(arguments: list[str]) -> int:
         out=given["out"],
         resume=given["resume"],
         overwrite=given["overwrite"],
+        progress=_tenths(),
     )
     _metrics(_console(), run.metrics)
     print(f"run in {run.path}")
@@ -396,6 +417,14 @@ def _dispatch(arguments: list[str]) -> int:
     return options.command(options)
 
 
+def _sentence(error: Exception) -> str:
+    """What ``error`` says, on one line; of what a loader process died of, its own words and not torch's report."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -405,14 +434,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except KeyboardInterrupt:
-        print("repertory: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"repertory: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"repertory: {' '.join(str(text).split())}", file=sys.stderr)
+        print(f"repertory: {_sentence(error)}", file=sys.stderr)
         return 2 if isinstance(error, (*BAD_INPUT, ImportError)) else 3
 
 

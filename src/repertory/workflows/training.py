@@ -60,7 +60,8 @@ def train(
         settings: how to train; ``options`` change single values of it (``epochs=3``).
         model_args: settings for the model's builder; ``num_classes`` follows from the data.
         checkpoint: weights to begin with, as for :func:`repertory.create_model`; another classifier is made anew.
-        image_size: side of the square images, in place of the model's own size.
+        image_size: side of the square images, in place of the model's own size (or of 32 for bundled thumbnails, where
+            a model without ``checkpoint`` takes that).
         val_fraction: share of each class held out where the data have no split of their own.
         out: folder of the run; ``runs/<model>-<methods>-<seed>`` when absent.
         resume: go on with the run in ``out`` (begin it where there is none).
@@ -95,8 +96,8 @@ def train(
     config = {key: value for key, value in config.items() if value not in (None, {})}
     _check_existing(folder, config, resume, overwrite)
     built = _build(model, loaded, model_args or {}, checkpoint, settings.seed)
-    loaded = _bind(built, loaded, image_size)
-    _try_out(built, name, loaded)
+    small = _least_size(loaded) if isinstance(data, str) and "/" not in data and checkpoint is None else None
+    loaded = _fitted(built, name, loaded, image_size, small)
     if _first_process():
         _prepare(folder, config, loaded.classes, overwrite)
     result = fit(
@@ -225,6 +226,28 @@ def _bind(model: Any, data: ImageData, image_size: int | None) -> ImageData:
         preprocessing = dataclasses.replace(preprocessing, size=(image_size, image_size))
     model.preprocessing, model.class_names = preprocessing, data.classes
     return data.with_preprocessing(preprocessing)
+
+
+def _least_size(data: ImageData) -> int | None:
+    """The side at which a network learns bundled thumbnails from scratch; at its own size they would be all blur."""
+    side = max(data.preprocessing.size)
+    return max(32, side) if side < 64 else None
+
+
+def _fitted(model: Any, name: str, data: ImageData, image_size: int | None, small: int | None) -> ImageData:
+    """``data`` bound to ``model`` and tried: at ``image_size``, else at the ``small`` size if the model takes it."""
+    if image_size is None and small is not None:
+        own = getattr(model, "preprocessing", None)
+        bound = _bind(model, data, small)
+        try:
+            _try_out(model, name, bound)
+        except ValueError:  # a model of one fixed size
+            model.preprocessing = own
+        else:
+            return bound
+    bound = _bind(model, data, image_size)
+    _try_out(model, name, bound)
+    return bound
 
 
 def _input_channels(model: nn.Module) -> int | None:

@@ -6,16 +6,36 @@ import pytest
 import torch
 
 from repertory.evidence import Context, Scale
-from repertory.systems.dilateformer.experiment import EXPERIMENT, PERIODS, PROBE, _drawn, dot_grids
+from repertory.systems.dilateformer.experiment import (
+    EXPERIMENT,
+    PERIODS,
+    PROBE,
+    _drawn,
+    convolutional,
+    dot_grids,
+    narrow,
+)
 
 TINY = {"train": 24, "val": 12, "batch_size": 8, "width": 6}
 
 
-@pytest.mark.parametrize("arm", EXPERIMENT.arms, ids=lambda arm: arm.name)
-def test_every_arm_begins_with_the_same_weights(arm):
-    first, other = (_drawn(3, 10, 24, arm.settings["dilation"]), _drawn(3, 10, 24, [1, 1, 1]))
+ATTENTIVE = [arm for arm in EXPERIMENT.arms if arm.settings["operator"] == "attention"]
+
+
+@pytest.mark.parametrize("arm", ATTENTIVE, ids=lambda arm: arm.name)
+def test_every_arm_that_attends_begins_with_the_same_weights(arm):
+    first, other = (_drawn(narrow, 3, 10, 24, arm.settings["dilation"]), _drawn(narrow, 3, 10, 24, [1, 1, 1]))
     for a, b in zip(first.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_convolutional_arm_has_no_dilated_attention_and_fewer_parameters():
+    convolving, attending = convolutional(10, 1, 24, [1, 2, 3]), narrow(10, 1, 24, [1, 2, 3])
+    assert convolving(torch.zeros(2, 1, 48, 48)).shape == (2, 10)
+    names = [type(block.attn).__name__ for stage in convolving.stages for block in stage.blocks]
+    assert names == ["DilatedConvolution", "DilatedConvolution", "GlobalAttention", "GlobalAttention"]
+    counts = [sum(p.numel() for p in model.parameters()) for model in (convolving, attending)]
+    assert counts[0] < counts[1]
 
 
 def test_dots_of_a_grid_are_one_period_apart():

@@ -27,6 +27,33 @@ def narrow(num_classes: int, in_chans: int, width: int, dilation: list[int]) -> 
     )
 
 
+class DilatedConvolution(nn.Module):
+    """Depth-wise dilated convolution in the place of dilated attention: (B, H, W, dim), channels in the same groups."""
+
+    def __init__(self, dim: int, dilation: list[int]) -> None:
+        super().__init__()
+        part = dim // len(dilation)
+        self.value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.parts = nn.ModuleList(
+            nn.Conv2d(part, part, 3, padding=rate, dilation=rate, groups=part) for rate in dilation
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each group convolved at its rate, then mixed."""
+        groups = self.value(x).permute(0, 3, 1, 2).chunk(len(self.parts), 1)
+        mixed = torch.cat([convolve(group) for convolve, group in zip(self.parts, groups, strict=True)], 1)
+        return self.proj(mixed.permute(0, 2, 3, 1))
+
+
+def convolutional(num_classes: int, in_chans: int, width: int, dilation: list[int]) -> DilateFormer:
+    """The narrow network with dilated convolutions where it attends to dilated windows."""
+    model = narrow(num_classes, in_chans, width, dilation)
+    for stage in range(2):
+        for block in model.stages[stage].blocks:
+            block.attn = DilatedConvolution(width * 2**stage, dilation)
+    return model
+
+
 def digits(seed: int, scale: Scale) -> ImageData:
     """MNIST-5k, enlarged so that the maps of the shallow stages are wider than the widest window."""
     return load("mnist5k", size=scale.settings["side"])
@@ -69,7 +96,8 @@ def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int,
             accelerator="cpu",
             tensorboard=False,
         )
-        model = _drawn(seed, len(data.classes), scale.settings["width"], arm.settings["dilation"])
+        build = convolutional if arm.settings["operator"] == "convolution" else narrow
+        model = _drawn(build, seed, len(data.classes), scale.settings["width"], arm.settings["dilation"])
         result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
         if result.interrupted:
             raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
@@ -79,11 +107,11 @@ def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int,
     return run
 
 
-def _drawn(seed: int, classes: int, width: int, dilation: list[int]) -> nn.Module:
-    """The network of ``seed``: rates have no parameters, so all arms begin with the same weights."""
+def _drawn(build: Callable[..., DilateFormer], seed: int, classes: int, width: int, dilation: list[int]) -> nn.Module:
+    """The network of ``seed``: rates have no parameters, so all arms that attend begin with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return narrow(classes, 1, width, dilation)
+        return build(classes, 1, width, dilation)
 
 
 _RECIPE: dict[str, Any] = {
@@ -96,10 +124,11 @@ _RECIPE: dict[str, Any] = {
     "width": 24,
 }
 _ARMS = (
-    Arm("single", "one rate: 1, 1, 1", {"dilation": [1, 1, 1]}),
-    Arm("multi", "MSDA: 1, 2, 3", {"dilation": [1, 2, 3]}),
-    Arm("wide", "one rate: 3, 3, 3", {"dilation": [3, 3, 3]}),
-    Arm("permuted", "MSDA, order 3, 1, 2", {"dilation": [3, 1, 2]}),
+    Arm("single", "one rate: 1, 1, 1", {"operator": "attention", "dilation": [1, 1, 1]}),
+    Arm("multi", "MSDA: 1, 2, 3", {"operator": "attention", "dilation": [1, 2, 3]}),
+    Arm("wide", "one rate: 3, 3, 3", {"operator": "attention", "dilation": [3, 3, 3]}),
+    Arm("permuted", "MSDA, order 3, 1, 2", {"operator": "attention", "dilation": [3, 1, 2]}),
+    Arm("convolution", "depth-wise dilated convolution", {"operator": "convolution", "dilation": [1, 2, 3]}),
 )
 
 EXPERIMENT = Experiment(

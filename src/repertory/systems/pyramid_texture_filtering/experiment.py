@@ -128,7 +128,7 @@ EXPERIMENT = Experiment(
     system="pyramid_texture_filtering",
     question="Does the filter remove real textures from known structure better than one bilateral filter?",
     metric="structure_error",
-    unit="RMS error to the known structure, of [0, 1]",
+    unit="RMS error",
     higher_is_better=False,
     baseline="bilateral",
     method="ptf",
@@ -146,5 +146,5 @@ EXPERIMENT = Experiment(
         "small": Scale(10, 8, {"height": 144, "width": 192, "amplitude": 0.1}),
     },
     run=run,
-    data="photographs of scikit-image: regions of one, textures of another",
+    data="photographs of scikit-image: regions of one, textures of another; errors are of [0, 1]",
 )
