@@ -34,7 +34,7 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.dev lint
+test-all: $(VENV)/.dev $(VENV)/.docs lint
 	REPERTORY_REQUIRE_CHROMIUM=1 $(BIN)/python -m pytest -m "not gpu"
 	$(BIN)/repertory verify
 

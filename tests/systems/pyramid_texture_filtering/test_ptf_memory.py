@@ -1,7 +1,6 @@
 """Memory grows with the pixels and not with the taps."""
 
 import pytest
-
 from benchmarks.bilateral import call_of
 from benchmarks.timing import peak_rise
 
