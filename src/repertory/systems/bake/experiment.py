@@ -94,7 +94,7 @@ EXPERIMENT = Experiment(
         Arm("bake_09", "BAKE, omega 0.9", {**_PAIRED, "omega": 0.9}),
     ),
     scales={
-        "smoke": Scale(2, 9_600, {**RECIPE, "width": 8}),
+        "smoke": Scale(2, 3_200, {**RECIPE, "width": 8}),
         "small": Scale(5, 38_400, {**RECIPE, "width": 16}),
     },
     run=run,

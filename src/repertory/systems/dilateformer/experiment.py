@@ -141,7 +141,7 @@ EXPERIMENT = Experiment(
     method="multi",
     arms=_ARMS,
     scales={
-        "smoke": Scale(2, 3_200, {**_RECIPE, "side": 48}),
+        "smoke": Scale(2, 480, {**_RECIPE, "width": 12, "side": 48}),
         "small": Scale(5, 32_000, {**_RECIPE, "side": 48}),
     },
     run=_runner(digits),

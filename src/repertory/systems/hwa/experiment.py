@@ -111,7 +111,7 @@ EXPERIMENT = Experiment(
         Arm("ema", "EMA of the weights, decay 0.98 a step", {"decay": 0.98, **_COSINE}),
     ),
     scales={
-        "smoke": Scale(2, 6_400, {**_TRAINING, "width": 8, "evaluate_every": 0}),
+        "smoke": Scale(2, 3_200, {**_TRAINING, "width": 8, "evaluate_every": 0}),
         "small": Scale(5, 64_000, {**_TRAINING, "width": 8, "evaluate_every": 4}),
     },
     run=run,
