@@ -71,8 +71,8 @@ def run_vector(vector: Mapping[str, Any], name: str, drivers: Mapping[str, Drive
             report.outputs.append(OutputReport(output, float("inf"), "the driver does not know this output"))
             continue
         try:
-            error = compare(got[output], expected, rtol=_tolerance(output, patterns))
-            report.outputs.append(OutputReport(output, error))
+            worst = compare(got[output], expected, rtol=_tolerance(output, patterns))
+            report.outputs.append(OutputReport(output, worst))
         except Mismatch as mismatch:
             report.outputs.append(OutputReport(output, mismatch.error, str(mismatch)))
     return report

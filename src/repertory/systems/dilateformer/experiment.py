@@ -49,7 +49,7 @@ def convolutional(num_classes: int, in_chans: int, width: int, dilation: list[in
     """The narrow network with dilated convolutions where it attends to dilated windows."""
     model = narrow(num_classes, in_chans, width, dilation)
     for stage in range(2):
-        for block in model.stages[stage].blocks:
+        for block in model.stages.get_submodule(f"{stage}.blocks").children():
             block.attn = DilatedConvolution(width * 2**stage, dilation)
     return model
 
