@@ -18,7 +18,7 @@ def _kernel(
     out,
     height,
     width,
-    half_width,
+    HALF_WIDTH: tl.constexpr,  # a kernel a window: some ten of them serve a whole pyramid
     C: tl.constexpr,
     G: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -44,10 +44,10 @@ def _kernel(
         centre1 = tl.load(guide + pixels + pixel, mask=inside, other=0.0)
     if G > 2:
         centre2 = tl.load(guide + 2 * pixels + pixel, mask=inside, other=0.0)
-    side = 2 * half_width + 1
+    side: tl.constexpr = 2 * HALF_WIDTH + 1
     for tap in range(0, side * side):
-        there_y = y + tap // side - half_width
-        there_x = x + tap % side - half_width
+        there_y = y + tap // side - HALF_WIDTH
+        there_x = x + tap % side - HALF_WIDTH
         valid = inside & (there_y >= 0) & (there_y < height) & (there_x >= 0) & (there_x < width)
         there = there_y * width + there_x
         difference = tl.load(guide + there, mask=valid, other=0.0) - centre0

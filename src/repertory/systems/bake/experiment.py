@@ -51,8 +51,9 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     result = fit(model, data, methods, out=context.out, settings=fitted, resume=True, progress=context.progress)
     if result.interrupted:
         raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
+    curves = {name: points for name, points in result.curves.items() if name != "lr"}
     metrics = {"top1_error": 100 * result.metrics["top1_error"], "ece": 100 * result.metrics["ece"]}
-    return ArmResult(metrics, result.curves, result.images, result.steps, settings)
+    return ArmResult(metrics, curves, result.images, result.steps, settings)
 
 
 def few_labels(seed: int, labels: int) -> ImageData:

@@ -101,8 +101,9 @@ def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int,
         result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
         if result.interrupted:
             raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
+        curves = {name: points for name, points in result.curves.items() if name != "lr"}
         metrics = {name: 100 * result.metrics[name] for name in ("top1", "ece")}
-        return ArmResult(metrics, result.curves, result.images, result.steps, {**scale.settings, **arm.settings})
+        return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings})
 
     return run
 
