@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import warnings
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from repertory import __version__
 from repertory.data.preprocessing import Preprocessing
+from repertory.files import Replacement
 from repertory.training.checkpoint import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -311,29 +311,6 @@ def write_weights(model: nn.Module, path: Path) -> Path:
         kept = "the file that stood there is intact" if path.exists() else "nothing was left behind"
         raise CheckpointError(f"cannot write {path} ({reason}); {kept}") from error
     return path
-
-
-class Replacement:
-    """``with Replacement(path) as partial``: ``path`` becomes what was written to ``partial``, or stays as it was."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.partial.unlink(missing_ok=True)
-            return
-        try:
-            with self.partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(self.partial, self.path)
-        except OSError:
-            self.partial.unlink(missing_ok=True)
-            raise
 
 
 class _Shelf(ModelHubMixin, library_name="repertory", tags=["repertory"]):

@@ -6,7 +6,6 @@ bring them to 8 bits; EXR needs the extra ``hdr``; Radiance files are read and w
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zlib
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 
 from repertory.data.reading import EXTENSIONS
 from repertory.errors import MissingExtraError
+from repertory.files import Replacement
 
 HDR_EXTENSIONS = frozenset({".hdr", ".exr"})
 PICTURE_EXTENSIONS = EXTENSIONS | HDR_EXTENSIONS
@@ -182,16 +182,11 @@ def write_picture(path: Path | str, picture: np.ndarray) -> None:
     ending = path.suffix.lower()
     if ending not in PICTURE_EXTENSIONS:
         raise ValueError(f"cannot write {path}: its ending must be one of {', '.join(sorted(PICTURE_EXTENSIONS))}")
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(part, ending, picture)
-        os.replace(part, path)
+        with Replacement(path) as partial:
+            _write(partial, ending, picture)
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        if part.exists():
-            part.unlink()
 
 
 def _write(path: Path, ending: str, picture: np.ndarray) -> None:
@@ -219,7 +214,7 @@ def _write(path: Path, ending: str, picture: np.ndarray) -> None:
         if opaque and eight.ndim == 3 and eight.shape[2] in (2, 4):
             eight = eight[..., 0] if eight.shape[2] == 2 else eight[..., :3]
         quality = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
-        Image.fromarray(eight).save(path, None, **quality)
+        Image.fromarray(eight).save(path, Image.registered_extensions()[ending], **quality)
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -29,6 +28,7 @@ from repertory.evidence.wording import (
     spread_text,
     with_unit,
 )
+from repertory.files import Replacement
 
 Facts = Mapping[str, Any]
 
@@ -38,9 +38,8 @@ TINY_SIDE = 128  # pixels; smaller pictures are enlarged without smoothing
 
 def write_report(results: Facts, path: Path) -> None:
     """Write the page for ``results`` (see :mod:`repertory.evidence.summary`) to ``path``, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(render(results), encoding="utf-8")
-    os.replace(partial, path)
+    with Replacement(path) as partial:
+        partial.write_text(render(results), encoding="utf-8")
 
 
 def render(results: Facts) -> str:

@@ -31,6 +31,7 @@ import numpy as np
 
 from repertory.errors import NonFiniteError
 from repertory.evidence.experiment import ArmResult, Context, Experiment
+from repertory.files import Replacement
 
 CAN_FORK = sys.platform == "linux"
 GRACE = 5.0  # seconds between asking a run to end and ending it
@@ -68,12 +69,8 @@ def load_experiment(reference: str) -> Experiment:
 def write_json(value: Any, path: Path) -> None:
     """Write ``value`` to ``path`` whole or not at all; arrays, scalars and paths become plain, non-finite is null."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with Replacement(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

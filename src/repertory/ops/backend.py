@@ -56,6 +56,15 @@ def needs_triton(backend: str, tensor: Tensor) -> bool:
     return backend == "triton" or (backend == "auto" and possible and not being_traced())
 
 
+@functools.cache
+def compiles(name: str, device_type: str) -> bool:
+    """Whether inductor can make kernels for ``device_type``; where not, one log line says that of operator ``name``."""
+    possible = device_type != "cpu" or compiler_found()
+    if not possible:
+        log.warning("no C++ compiler found: %s runs uncompiled, more slowly", name)
+    return possible
+
+
 def compiled(function: Function, dynamic: bool | None = None, options: dict[str, Any] | None = None) -> Function:
     """``function`` compiled by inductor when first called; itself, with one log line, where no compiler is found.
 
@@ -67,10 +76,7 @@ def compiled(function: Function, dynamic: bool | None = None, options: dict[str,
 
     @functools.cache
     def path(device_type: str) -> Callable[..., object]:
-        if device_type == "cpu" and not compiler_found():
-            log.warning("no C++ compiler found: %s runs uncompiled, more slowly", name)
-            return function
-        return torch.compile(function, dynamic=dynamic, options=options)
+        return torch.compile(function, dynamic=dynamic, options=options) if compiles(name, device_type) else function
 
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> object:

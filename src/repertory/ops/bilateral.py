@@ -6,7 +6,6 @@ The weight of a tap is computed once and shared by the channels. Temporaries are
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from repertory.ops.backend import being_traced, check, compiled, compiler_found, log, needs_triton
+from repertory.ops.backend import being_traced, check, compiled, compiles, needs_triton
 
 # What a padded pixel shows in the scaled guide: its square is finite in float32 and its weight exactly 0.
 _FAR = 1e18
@@ -157,17 +156,9 @@ def _compiled(image: Tensor, guide: Tensor, half_width: int, log_spatial: Tensor
     return torch.stack(results)
 
 
-@functools.cache
-def _complain() -> None:
-    log.warning("no C++ compiler found: the joint bilateral filter runs eagerly, more slowly")
-
-
 def _compiles(image: Tensor) -> bool:
     """Whether a kernel can be made; uncompiled, ``_sums`` would hold every tap in memory, so it is never run so."""
-    if image.is_cuda or compiler_found():
-        return True
-    _complain()
-    return False
+    return compiles("the joint bilateral filter", image.device.type)
 
 
 def _path(backend: str, image: Tensor, guide: Tensor, half_width: int) -> str:

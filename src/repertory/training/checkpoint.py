@@ -1,13 +1,14 @@
-"""Checkpoints that are whole or not there: written beside, synced, renamed."""
+"""Checkpoints that are whole or not there."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from repertory.files import Replacement
 
 
 class CheckpointError(OSError):
@@ -16,17 +17,10 @@ class CheckpointError(OSError):
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     """Write ``state`` (tensors and plain values) to ``path``, or leave ``path`` as it was and raise CheckpointError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with Replacement(path) as partial, partial.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        partial.unlink(missing_ok=True)
         kept = "the checkpoint that stood there is intact" if path.exists() else "nothing was left behind"
         raise CheckpointError(f"cannot write {path} ({_reason(error)}); {kept}") from error
 
@@ -42,15 +36,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no 'model'")
     return state
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _reason(error: Exception) -> str:

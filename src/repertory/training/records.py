@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from repertory.files import Replacement
 
 POSITION = ("step", "epoch", "images", "seconds")
 
@@ -51,13 +52,10 @@ class MetricsFile:
         }
 
     def _rewrite(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        with partial.open("w", newline="") as file:
+        with Replacement(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(_written(row) for row in self.rows)
-        os.replace(partial, self.path)
 
 
 def _written(row: Mapping[str, float]) -> dict[str, str]:

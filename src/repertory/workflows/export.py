@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repertory.checkpoints import Replacement, describe
+from repertory.checkpoints import describe
 from repertory.errors import MissingExtraError
+from repertory.files import Replacement
 
 TOLERANCE = 1e-4
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}

@@ -12,12 +12,13 @@ import yaml
 from torch import nn
 
 from repertory import catalog
-from repertory.checkpoints import Replacement, Weights, adopt, fit_weights, read_weights
+from repertory.checkpoints import Weights, adopt, fit_weights, read_weights
 from repertory.data.folder import images_below, load_whole_folder
 from repertory.data.images import ImageData, ImageSet, prepare
 from repertory.data.loading import load
 from repertory.data.preprocessing import Preprocessing
 from repertory.data.reading import read_image
+from repertory.files import Replacement
 
 CONFIG = "config.yaml"
 CLASSES = "classes.json"

@@ -20,11 +20,12 @@ import yaml
 from torch import nn
 
 from repertory import __version__, catalog
-from repertory.checkpoints import WEIGHTS, Replacement, adopt, write_weights
+from repertory.checkpoints import WEIGHTS, adopt, write_weights
 from repertory.data.images import ImageData
 from repertory.data.loading import load, with_channels
 from repertory.data.preprocessing import Preprocessing
 from repertory.errors import unknown_name
+from repertory.files import Replacement
 from repertory.training.method import Method
 from repertory.training.settings import FitSettings
 from repertory.workflows.run import CLASSES, CONFIG, Run
