@@ -1,6 +1,7 @@
 """Readers, bundled data, simulation and samplers.
 
-``load("mnist5k")`` or ``load("photos/")`` gives an :class:`ImageData`. Nothing heavy is imported until it is asked for.
+``load("mnist5k")`` or ``load("photos/")`` gives an :class:`ImageData`, ``load("composites")`` a
+:class:`SegmentationData`. Nothing heavy is imported until it is asked for.
 """
 
 from __future__ import annotations
@@ -13,18 +14,47 @@ if TYPE_CHECKING:
     from repertory.data.loading import load
     from repertory.data.preprocessing import Preprocessing
     from repertory.data.reading import read_image
+    from repertory.data.segmentation import (
+        ArraySegmentation,
+        FileSegmentation,
+        SegmentationData,
+        SegmentationSet,
+        prepare_pair,
+        read_mask,
+    )
 
 _HOMES = {
     "ArrayImages": "images",
+    "ArraySegmentation": "segmentation",
     "FileImages": "images",
+    "FileSegmentation": "segmentation",
     "ImageData": "images",
     "ImageSet": "images",
     "Preprocessing": "preprocessing",
+    "SegmentationData": "segmentation",
+    "SegmentationSet": "segmentation",
     "load": "loading",
     "prepare": "images",
+    "prepare_pair": "segmentation",
     "read_image": "reading",
+    "read_mask": "segmentation",
 }
-__all__ = ["ArrayImages", "FileImages", "ImageData", "ImageSet", "Preprocessing", "load", "prepare", "read_image"]
+__all__ = [
+    "ArrayImages",
+    "ArraySegmentation",
+    "FileImages",
+    "FileSegmentation",
+    "ImageData",
+    "ImageSet",
+    "Preprocessing",
+    "SegmentationData",
+    "SegmentationSet",
+    "load",
+    "prepare",
+    "prepare_pair",
+    "read_image",
+    "read_mask",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +37,16 @@ def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         ValueError: where the number of channels, the interpolation or the statistics do not fit.
     """
     image = _to_channels(image, preprocessing.channels)
-    image = _resize_and_crop(image, preprocessing)
+    return normalize(resize_and_crop(image, preprocessing), preprocessing)
+
+
+def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``image`` (C, H, W), uint8 or float in [0, 1], at its own size with the channels and statistics of the model.
+
+    Raises:
+        ValueError: where the number of channels or the statistics do not fit.
+    """
+    image = _to_channels(image, preprocessing.channels)
     values = image.float() / 255 if image.dtype == torch.uint8 else image.float().clamp(0, 1)
     if preprocessing.channels == "BGR":
         values = values.flip(0)
@@ -59,8 +69,13 @@ def _to_channels(image: Tensor, channels: str) -> Tensor:
     return image.expand(3, -1, -1)
 
 
-def _resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Cover ``size / crop`` with the least picture that does, and cut ``size`` from its centre."""
+def resize_and_crop(
+    image: Tensor, preprocessing: Preprocessing, interpolation: InterpolationMode | None = None
+) -> Tensor:
+    """Cover ``size / crop`` with the least picture that does, and cut ``size`` from its centre.
+
+    ``interpolation`` replaces the one of ``preprocessing``: a map of class indices takes the nearest pixel.
+    """
     size, crop = preprocessing.size, preprocessing.crop
     if tuple(image.shape[-2:]) == tuple(size) and crop == 1:
         return image
@@ -75,7 +90,8 @@ def _resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         shape = [cover[0], max(cover[1], int(cover[0] * width / height))]
     else:
         shape = [max(cover[0], int(cover[1] * height / width)), cover[1]]
-    image = VF.resize(image, shape, INTERPOLATIONS[preprocessing.interpolation], antialias=True)
+    chosen = interpolation or INTERPOLATIONS[preprocessing.interpolation]
+    image = VF.resize(image, shape, chosen, antialias=True)
     return VF.center_crop(image, list(size))
 
 
@@ -152,7 +168,7 @@ class ArrayImages(ImageSet):
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images are {images.dtype}; they must be uint8, or floats in [0, 1]")
         if images.is_floating_point():
-            _check_range(images)
+            check_range(images)
         self.images = images
 
     def raw(self, index: int) -> Tensor:
@@ -160,7 +176,8 @@ class ArrayImages(ImageSet):
         return self.images[index]
 
 
-def _check_range(images: Tensor) -> None:
+def check_range(images: Tensor) -> None:
+    """ValueError naming the first of ``images`` (N, …), floats, that is not finite or leaves [0, 1]."""
     flat = images.flatten(1)
     for wrong, complaint in (
         (~flat.isfinite().all(1), "holds NaN or infinity"),
@@ -190,6 +207,8 @@ class ImageData:
 
     ``split`` says in words where the validation pictures come from.
     """
+
+    task: ClassVar[str] = "classification"
 
     name: str
     train: ImageSet
