@@ -9,18 +9,20 @@ import importlib
 from typing import Any
 
 from repertory.training.method import Batch, Method, Outputs, Progress
-from repertory.training.settings import FitSettings
+from repertory.training.settings import FitSettings, SegmentationSettings
 
 _LAZY = {
     "CheckpointError": "checkpoint",
     "FitResult": "engine",
+    "Inference": "inference",
     "check_claims": "engine",
     "evaluate": "evaluation",
+    "evaluate_segmentation": "segmentation",
     "features_and_logits": "outputs",
     "fit": "engine",
 }
 
-__all__ = ["Batch", "FitSettings", "Method", "Outputs", "Progress", *_LAZY]
+__all__ = ["Batch", "FitSettings", "Method", "Outputs", "Progress", "SegmentationSettings", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as VF
 
-from repertory.data.images import prepare
+from repertory.data.images import INTERPOLATIONS, normalize, prepare
 from repertory.training.randomness import generator
-from repertory.training.settings import AUGMENTATIONS
+from repertory.training.settings import AUGMENTATIONS, FitSettings, SegmentationSettings
 
 
 class Draw(NamedTuple):
@@ -63,6 +63,60 @@ class Augmented(Dataset):
         return prepare(resized_crop(self.dataset.raw(sample), random, preprocessing.size), preprocessing)
 
 
+class AugmentedMasks(Dataset):
+    """``dataset`` of (image (C, H, W), mask (H, W), index), both augmented alike, addressed by :class:`Draw`.
+
+    Pixels that come from outside the picture are zeros, the mean colour, and of no class in the mask.
+    """
+
+    def __init__(self, dataset: Any, settings: SegmentationSettings) -> None:
+        self.dataset, self.augment = dataset, settings.augment
+        self.scales = (settings.scale_min, settings.scale_max)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
+        random = generator("augmentation", draw.seed, draw.epoch, draw.sample)
+        if self.augment == "scale-crop-flip":
+            image, mask = self._scaled_crop(draw.sample, random)
+        else:
+            image, mask, _ = self.dataset[draw.sample]
+        if self.augment in ("crop", "crop-flip"):
+            image, mask = crop_pair(image, mask, random, self.dataset.ignore_index)
+        if self.augment.endswith("flip") and float(torch.rand((), generator=random)) < 0.5:
+            image, mask = image.flip(-1), mask.flip(-1)
+        return image, mask, draw.sample
+
+    def _scaled_crop(self, sample: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The picture as it is stored at a random scale, and of it the model's size anywhere."""
+        least, most = self.scales
+        scale = least + (most - least) * float(torch.rand((), generator=random))
+        preprocessing, ignored = self.dataset.preprocessing, self.dataset.ignore_index
+        image, mask = self.dataset.raw(sample)
+        # Cut first what the crop will show: enlarging a whole street scene to cut a window from it is slow.
+        cut, into = [], []
+        for side, want in zip(mask.shape, preprocessing.size):
+            shown = min(side, max(1, round(want / scale)))
+            first = int(torch.randint(side - shown + 1, (), generator=random))
+            cut.append(slice(first, first + shown))
+            into.append(min(want, max(1, round(shown * scale))))
+        image, mask = image[:, cut[0], cut[1]], mask[cut[0], cut[1]]
+        image = normalize(VF.resize(image, into, INTERPOLATIONS["bilinear"], antialias=True), preprocessing)
+        mask = F.interpolate(mask[None, None].float(), into, mode="nearest-exact")[0, 0].long()
+        missing = [want - side for want, side in zip(preprocessing.size, into)]
+        before = [int(torch.randint(gap + 1, (), generator=random)) for gap in missing]
+        around = (before[1], missing[1] - before[1], before[0], missing[0] - before[0])
+        return F.pad(image, around), F.pad(mask, around, value=ignored)
+
+
+def augmented(dataset: Any, settings: FitSettings) -> Augmented | AugmentedMasks:
+    """``dataset`` augmented as ``settings`` say, images alone or with their masks."""
+    if isinstance(settings, SegmentationSettings):
+        return AugmentedMasks(dataset, settings)
+    return Augmented(dataset, settings.augment)
+
+
 def flip(image: Tensor, random: torch.Generator) -> Tensor:
     """Mirror left and right with probability one half."""
     return image.flip(-1) if torch.rand((), generator=random) < 0.5 else image
@@ -75,6 +129,16 @@ def crop(image: Tensor, random: torch.Generator) -> Tensor:
     top = int(torch.randint(2 * down + 1, (), generator=random))
     left = int(torch.randint(2 * right + 1, (), generator=random))
     return F.pad(image, (right, right, down, down))[..., top : top + height, left : left + width]
+
+
+def crop_pair(image: Tensor, mask: Tensor, random: torch.Generator, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """:func:`crop` of ``image`` and ``mask`` at one place; what is padded of the mask is ``ignore_index``."""
+    height, width = mask.shape
+    down, right = max(1, height // 8), max(1, width // 8)
+    top = int(torch.randint(2 * down + 1, (), generator=random))
+    left = int(torch.randint(2 * right + 1, (), generator=random))
+    around, window = (right, right, down, down), (slice(top, top + height), slice(left, left + width))
+    return F.pad(image, around)[:, *window], F.pad(mask, around, value=ignore_index)[window]
 
 
 def resized_crop(image: Tensor, random: torch.Generator, size: tuple[int, int] | None = None) -> Tensor:

@@ -18,8 +18,9 @@ from torch import nn
 
 from repertory.training.checkpoint import load_checkpoint
 from repertory.training.method import Method
-from repertory.training.settings import FitSettings
+from repertory.training.settings import FitSettings, SegmentationSettings
 
+TASKS = ("classification", "segmentation")
 Report = Callable[[int, int], None]
 
 
@@ -28,8 +29,9 @@ class FitResult:
     """What a run gave.
 
     ``model``, on the CPU in evaluation mode, is the one the methods want evaluated, and ``metrics`` are its figures on
-    the validation data: ``top1``, ``top1_error``, ``ece`` as fractions, ``loss`` in nats. ``best`` are those of the
-    best evaluation by top1, with its ``step`` (its weights are in ``checkpoints/best.ckpt``). ``curves`` maps each
+    the validation data: ``top1``, ``top1_error``, ``ece`` as fractions, ``loss`` in nats; of segmentation ``miou``,
+    ``pixel_accuracy``, ``mean_accuracy`` as fractions, ``loss``. ``best`` are those of the best evaluation by top1 (or
+    miou), with its ``step`` (its weights are in ``checkpoints/best.ckpt``). ``curves`` maps each
     recorded quantity to (images processed, value). ``images`` went through forward and backward in ``steps`` optimiser
     steps and ``seconds``, all counted over resumed parts. ``interrupted`` is the number of the signal that ended the
     run early (then ``metrics`` is empty and ``model`` as trained so far), or None.
@@ -71,12 +73,14 @@ def fit(
     """Train a copy of ``model`` on ``data`` with copies of ``methods``; what is given stays as it is.
 
     Args:
-        model: a classifier (B, C, H, W) -> (B, classes), of ours, of timm, or one that ends in a linear layer.
+        model: a classifier (B, C, H, W) -> (B, classes), of ours, of timm, or one that ends in a linear layer; or a
+            segmentor, see :class:`~repertory.training.segmentation.SegmentationTask`.
         data: has ``name``, ``classes`` (names), ``train`` and ``val``: sequences of (image (C, H, W), label, index)
-            with ``targets``, the labels.
+            with ``targets``, the labels; or :class:`~repertory.data.segmentation.SegmentationData`, whose ``task`` says
+            that segmentation is to be trained.
         methods: acted on in this order; two that claim one thing are refused.
         out: folder of the run: ``metrics.csv``, ``checkpoints/last.ckpt`` and ``best.ckpt``, TensorBoard events.
-        settings: how to train.
+        settings: how to train; :class:`~repertory.training.SegmentationSettings` has what segmentation adds.
         resume: go on from ``out/checkpoints/last.ckpt`` if it is there; otherwise what is there of a run is replaced.
         progress: called with (images done, images in all) after each step; True and False force or forbid the bar,
             None shows it where standard error is a terminal.
@@ -87,6 +91,10 @@ def fit(
         CheckpointError: a checkpoint could not be written; the one before is intact.
     """
     settings = settings or FitSettings()
+    if task_of(data) == "segmentation":
+        settings = SegmentationSettings.of(settings)
+    elif isinstance(settings, SegmentationSettings):
+        raise ValueError(f"settings are SegmentationSettings, but {data.name} is data for classification")
     check_claims(methods)
     check_labels(data)
     job = Job(model, data, list(methods), Path(out), settings, resume)
@@ -117,6 +125,8 @@ def check_labels(data: Any) -> None:
         dataset = getattr(data, part)
         if not len(dataset):
             raise ValueError(f"{data.name} has no image to {'train on' if part == 'train' else 'evaluate on'}")
+        if task_of(data) == "segmentation":  # masks are checked where they are made or read
+            continue
         targets = torch.as_tensor(list(dataset.targets))
         wrong = ((targets < 0) | (targets >= len(data.classes))).nonzero().flatten()
         if len(wrong):
@@ -134,7 +144,7 @@ def run_job(job: Job, report: Report) -> FitResult:
     from repertory.training.loading import TrainLoader
     from repertory.training.randomness import reseed
     from repertory.training.sync_batchnorm import convert_sync_batchnorm
-    from repertory.training.task import ClassificationTask, replicate
+    from repertory.training.task import replicate
 
     settings, methods, out = job.settings, copy.deepcopy(job.methods), job.out
     out.mkdir(parents=True, exist_ok=True)
@@ -159,7 +169,7 @@ def run_job(job: Job, report: Report) -> FitResult:
             pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )
         total, total_images = plan(loader, settings)
-        task = ClassificationTask(model, methods, settings, total, loader)
+        task = _task_class(job.data)(model, methods, settings, total, loader, job.data)
         keeper = RunKeeper(task, job.data, out, settings, interrupts, report, total_images, rank)
         trainer.callbacks.append(keeper)
         _begin_or_restore(keeper, job)
@@ -171,6 +181,25 @@ def run_job(job: Job, report: Report) -> FitResult:
         if keeper.interrupted is None and keeper.final is None:
             keeper.evaluate()
         return _result(task, keeper)
+
+
+def _task_class(data: Any) -> Any:
+    """The Lightning module that trains on such data."""
+    if task_of(data) == "segmentation":
+        from repertory.training.segmentation import SegmentationTask
+
+        return SegmentationTask
+    from repertory.training.task import ClassificationTask
+
+    return ClassificationTask
+
+
+def task_of(data: Any) -> str:
+    """``data.task``, classification where it does not say; ValueError for one that is not trained here."""
+    task = getattr(data, "task", "classification")
+    if task not in TASKS:
+        raise ValueError(f"the task of {data.name} is {task!r}; it must be one of {', '.join(TASKS)}")
+    return task
 
 
 def plan(loader: Any, settings: FitSettings) -> tuple[int, int]:

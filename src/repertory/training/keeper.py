@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import nn
 
 from repertory.training.checkpoint import save_checkpoint
-from repertory.training.evaluation import evaluate, place
+from repertory.training.evaluation import place
 from repertory.training.loading import PassLoader
 from repertory.training.randomness import reseed
 from repertory.training.records import MetricsFile
 from repertory.training.settings import FitSettings
-from repertory.training.task import ClassificationTask, Position
+from repertory.training.task import Position, TrainingTask
 
 # A run may be resumed with other values of these: they do not change what is computed, or lengthen the run.
 FREE_ON_RESUME = frozenset(
@@ -84,7 +84,7 @@ class RunKeeper(pl.Callback):
 
     def __init__(
         self,
-        task: ClassificationTask,
+        task: TrainingTask,
         data: Any,
         out: Path,
         settings: FitSettings,
@@ -167,18 +167,10 @@ class RunKeeper(pl.Callback):
         reseed(settings.seed, task.position.step, 0)
         train_loader = PassLoader(self.data.train, settings, task.position.epoch, device, dtype)
         model = task.evaluated(train_loader)
-        metrics = evaluate(
-            model,
-            self.data.val,
-            batch_size=max(settings.micro_batch, 128),
-            workers=settings.workers,
-            precision=settings.precision,
-            rank=self.rank,
-            world=settings.world if dist.is_initialized() else 1,
-        )
+        metrics = task.evaluate(model, self.rank, settings.world if dist.is_initialized() else 1)
         self.final = (model, metrics)
         self._record({f"val_{name}": value for name, value in metrics.items()})
-        if metrics["top1"] > self.best.get("top1", -1.0):
+        if metrics[task.headline] > self.best.get(task.headline, -1.0):
             self.best = {**metrics, "step": float(task.position.step)}
             if self.rank == 0:
                 save_checkpoint({"model": model.state_dict(), **self._description()}, self.last.with_name("best.ckpt"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from repertory.training.augmentation import Augmented, Draw
+from repertory.training.augmentation import Draw, augmented
 from repertory.training.method import Batch, Method
 from repertory.training.randomness import generator, replica_seed
 from repertory.training.settings import FitSettings
@@ -89,7 +89,7 @@ class TrainLoader:
         self.epoch, self.step, self.length = 0, 0, 0
         self._feed = _Feed()
         self._loader: DataLoader[Any] | None = DataLoader(
-            Augmented(dataset, settings.augment),
+            augmented(dataset, settings),
             batch_sampler=self._feed,
             num_workers=settings.workers,
             collate_fn=collate,
@@ -159,7 +159,7 @@ class PassLoader:
         self._sampler.set_epoch(self.epoch)
         draws = [[Draw(self.settings.seed, self.epoch, index) for index in batch] for batch in self._sampler]
         loader = DataLoader(
-            Augmented(self.dataset, self.settings.augment),
+            augmented(self.dataset, self.settings),
             batch_sampler=draws,
             num_workers=self.settings.workers,
             collate_fn=collate,
@@ -170,10 +170,11 @@ class PassLoader:
             yield to_device(batch, self.device, self.dtype)
 
 
-def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
-    """Stack samples (image, label, index) into a :class:`Batch`; images must share one size."""
+def collate(samples: Sequence[tuple[Tensor, int | Tensor, int]]) -> Batch:
+    """Stack samples (image, label or mask, index) into a :class:`Batch`; images, and masks, must share one size."""
     images, labels, indices = zip(*samples)
-    return Batch(torch.stack(images), torch.as_tensor(labels), torch.as_tensor(indices))
+    together = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
+    return Batch(torch.stack(images), together, torch.as_tensor(indices))
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

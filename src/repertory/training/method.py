@@ -29,7 +29,10 @@ class Progress:
 
 @dataclass
 class Batch:
-    """One batch: ``images`` (B, C, H, W), ``labels`` (B,) or soft (B, classes), ``indices`` (B,) into the data set."""
+    """One batch: ``images`` (B, C, H, W), ``labels`` and ``indices`` (B,) into the data set.
+
+    ``labels`` are (B,), or soft (B, classes); in segmentation a class for every pixel (B, H, W).
+    """
 
     images: Tensor
     labels: Tensor
@@ -38,7 +41,10 @@ class Batch:
 
 @dataclass
 class Outputs:
-    """What one forward gave: ``features`` (B, D), pooled, before the classifier, and ``logits`` (B, classes)."""
+    """What one forward gave: ``features`` (B, D), pooled, before the classifier, and ``logits`` (B, classes).
+
+    In segmentation ``features`` is a map (B, D, h, w) and ``logits`` are (B, classes, H, W).
+    """
 
     features: Tensor
     logits: Tensor

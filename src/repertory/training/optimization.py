@@ -28,13 +28,18 @@ def default_optimizer(parameters: Iterable[nn.Parameter], settings: FitSettings)
     )
 
 
-def lr_factor(schedule: str, step: int, total: int, warmup: int) -> float:
-    """What the learning rate is multiplied by at ``step`` of ``total``, the first ``warmup`` steps rising linearly."""
+def lr_factor(schedule: str, step: int, total: int, warmup: int, power: float = 0.9) -> float:
+    """What the learning rate is multiplied by at ``step`` of ``total``, the first ``warmup`` steps rising linearly.
+
+    ``power`` is the exponent of the ``poly`` schedule, (share of the run that is left) ** power.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total - warmup)
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if schedule == "poly":
+        return (1 - min(1.0, done)) ** power
     if schedule == "step":
         return 0.1 ** ((step >= total / 2) + (step >= 3 * total / 4))
     return 1.0

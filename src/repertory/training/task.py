@@ -1,11 +1,12 @@
-"""The Lightning module that trains a classifier with any list of methods."""
+"""The Lightning modules that train a network with any list of methods: what all tasks share, and classification."""
 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from repertory.errors import NonFiniteError
+from repertory.training.evaluation import evaluate
 from repertory.training.loading import TrainLoader, to_device
-from repertory.training.method import Batch, Method, Progress
+from repertory.training.method import Batch, Method, Outputs, Progress
 from repertory.training.optimization import default_optimizer, lr_factor, set_lr
 from repertory.training.outputs import features_and_logits
 from repertory.training.randomness import reseed
@@ -37,18 +39,29 @@ class Position:
         return asdict(self)
 
 
-class ClassificationTask(pl.LightningModule):
-    """Cross-entropy plus what the methods add; each Lightning batch is a list with one :class:`Batch` a replica.
+class TrainingTask(pl.LightningModule):
+    """The task's loss plus what the methods add; each Lightning batch is a list with one :class:`Batch` a replica.
+
+    A task says what its loss and its figures are: :meth:`loss_terms`, :meth:`evaluate`, and ``headline``, the figure by
+    which the best evaluation is known (higher is better).
 
     The position is counted here and not in Lightning's loops, and all randomness and the learning rate follow from it,
     so a run resumed at any step does what the uncut run would have done.
     """
 
+    headline: ClassVar[str]
+
     def __init__(
-        self, model: nn.Module, methods: Sequence[Method], settings: FitSettings, total: int, loader: TrainLoader
+        self,
+        model: nn.Module,
+        methods: Sequence[Method],
+        settings: FitSettings,
+        total: int,
+        loader: TrainLoader,
+        data: Any,
     ) -> None:
         super().__init__()
-        self.loader = loader
+        self.loader, self.data = loader, data
         self.model, self.methods, self.settings = model, list(methods), settings
         self.replicas = list(model) if isinstance(model, nn.ModuleList) else [model]
         self.total = total
@@ -58,6 +71,14 @@ class ClassificationTask(pl.LightningModule):
         self.step_images = 0
         self.losses: dict[str, list[float]] = {}
         self.optimizer_state: dict[str, Any] | None = None
+
+    @abstractmethod
+    def loss_terms(self, model: nn.Module, batch: Batch) -> tuple[Outputs, dict[str, Tensor]]:
+        """What ``model`` gave for ``batch``, and the task's own terms, weighted; the first is called ``loss``."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, rank: int, world: int) -> dict[str, float]:
+        """Figures of ``model`` on the validation data; the same on all processes."""
 
     @property
     def progress(self) -> Progress:
@@ -114,17 +135,17 @@ class ClassificationTask(pl.LightningModule):
         step = self.position.step
         reseed(self.settings.seed, step, self.global_rank)
         optimizer = self.optimizers(use_pl_optimizer=False)
-        set_lr(optimizer, lr_factor(self.settings.schedule, step, self.total, self.warmup))  # type: ignore[arg-type]
+        settings = self.settings
+        factor = lr_factor(settings.schedule, step, self.total, self.warmup, settings.poly_power)
+        set_lr(optimizer, factor)  # type: ignore[arg-type]
         for method in self.methods:
             method.before_step(self.model, self.progress)
 
     def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The task's ``loss`` and the methods' own terms for one replica."""
+        """The task's terms and the methods' own for one replica."""
         for method in self.methods:
             batch = method.transform_batch(batch, self.progress)
-        outputs = features_and_logits(model, batch.images)
-        logits = outputs.logits if outputs.logits.dtype == torch.float64 else outputs.logits.float()
-        losses = {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.settings.label_smoothing)}
+        outputs, losses = self.loss_terms(model, batch)
         for method in self.methods:
             for name, term in method.extra_loss(outputs, batch).items():
                 losses[f"{method.name}_{name}"] = term
@@ -159,6 +180,31 @@ class ClassificationTask(pl.LightningModule):
         for method in self.methods:
             model = method.evaluation_model(model, train_loader)
         return model[0] if isinstance(model, nn.ModuleList) else model
+
+
+class ClassificationTask(TrainingTask):
+    """Cross-entropy over the classes of an image."""
+
+    headline = "top1"
+
+    def loss_terms(self, model: nn.Module, batch: Batch) -> tuple[Outputs, dict[str, Tensor]]:
+        """Features and logits, and the cross-entropy with ``label_smoothing``."""
+        outputs = features_and_logits(model, batch.images)
+        logits = outputs.logits if outputs.logits.dtype == torch.float64 else outputs.logits.float()
+        return outputs, {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.settings.label_smoothing)}
+
+    def evaluate(self, model: nn.Module, rank: int, world: int) -> dict[str, float]:
+        """Accuracy, cross-entropy and calibration, see :func:`~repertory.training.evaluation.evaluate`."""
+        settings = self.settings
+        return evaluate(
+            model,
+            self.data.val,
+            batch_size=max(settings.micro_batch, 128),
+            workers=settings.workers,
+            precision=settings.precision,
+            rank=rank,
+            world=world,
+        )
 
 
 def replicate(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
