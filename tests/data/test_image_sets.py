@@ -84,6 +84,12 @@ def test_a_line_of_pixels_does_not_grow_without_bound(monkeypatch):
     assert math.prod(sizes[0]) < 64 * 64 * 20
 
 
+def test_a_colour_picture_shrinks_to_one_pixel():
+    image = torch.tensor([0, 100, 200], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4).contiguous()
+    dot = prepare(image, Preprocessing((1, 1), crop=1.0, mean=(0.0,) * 3, std=(1.0,) * 3))
+    assert torch.allclose(dot.flatten(), torch.tensor([0, 100, 200]) / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -91,6 +91,8 @@ def resize_and_crop(
     else:
         shape = [max(cover[0], int(cover[1] * height / width)), cover[1]]
     chosen = interpolation or INTERPOLATIONS[preprocessing.interpolation]
+    if shape == [1, 1] and image.dtype == torch.uint8:
+        image = image.float() / 255  # torch mistakes the memory format of bytes shrunk to one pixel, and fails
     image = VF.resize(image, shape, chosen, antialias=True)
     return VF.center_crop(image, list(size))
 
