@@ -20,6 +20,7 @@ _LAZY = {
     "evaluate_segmentation": "segmentation",
     "features_and_logits": "outputs",
     "fit": "engine",
+    "sample_pictures": "segmentation",
 }
 
 __all__ = ["Batch", "FitSettings", "Method", "Outputs", "Progress", "SegmentationSettings", *_LAZY]

@@ -52,7 +52,7 @@ def sliding_window(
     share = max(1, batch_size // max(1, len(images)))
     for part in _parts(places, share):
         cut = torch.cat([padded[..., top : top + window[0], left : left + window[1]] for top, left in part])
-        scores = whole_image(model, cut).float()
+        scores = _at_least_float32(whole_image(model, cut))
         if total is None:
             total = scores.new_zeros(len(images), scores.shape[1], *padded.shape[2:])
         for (top, left), score in zip(part, scores.chunk(len(part))):
@@ -82,16 +82,28 @@ class Inference:
         overlap: share of a window that the next one covers again.
         scales: factors of the pictures' size whose logits are averaged.
         mirror: average the logits of the mirrored pictures too.
+        short_side: pixels to which the shorter side of a picture is brought before the scales apply; None keeps it.
     """
 
     window: tuple[int, int] | None = None
     overlap: float = 1 / 3
     scales: Sequence[float] = (1.0,)
     mirror: bool = False
+    short_side: int | None = None
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits (B, classes, H, W) of ``images`` (B, C, H, W), float32, at their own size."""
-        return multi_scale(model, images, self.scales, self.mirror, self.window, self.overlap)
+        brought = self.short_side / min(images.shape[2:]) if self.short_side is not None else 1.0
+        scales = [brought * scale for scale in self.scales]
+        return multi_scale(model, images, scales, self.mirror, self.window, self.overlap)
+
+    @classmethod
+    def of(cls, name: str, size: tuple[int, int], overlap: float, scales: Sequence[float], mirror: bool) -> Inference:
+        """What settings mean by ``name`` for a model of ``size`` (height, width): whole, resized or sliding."""
+        if name not in INFERENCES:
+            raise ValueError(f"inference is {name!r}; it must be one of {', '.join(INFERENCES)}")
+        window, short_side = size if name == "sliding" else None, min(size) if name == "resized" else None
+        return cls(window, overlap, tuple(scales), mirror, short_side)
 
 
 def multi_scale(
@@ -118,7 +130,7 @@ def multi_scale(
             given = scaled.flip(-1) if mirrored else scaled
             scores = whole_image(model, given) if window is None else sliding_window(model, given, window, overlap)
             scores = scores.flip(-1) if mirrored else scores
-            scores = _resized(scores.float(), list(size), False)
+            scores = _resized(_at_least_float32(scores), list(size), False)
             total = scores if total is None else total + scores
     assert total is not None
     return total / (len(scales) * (2 if mirror else 1))
@@ -130,10 +142,6 @@ def _resized(maps: Tensor, sides: Sequence[int], antialias: bool) -> Tensor:
     return F.interpolate(maps, list(sides), mode="bilinear", align_corners=False, antialias=antialias)
 
 
-def inference_of(
-    name: str, window: tuple[int, int], overlap: float, scales: Sequence[float], mirror: bool
-) -> Inference:
-    """The :class:`Inference` that settings mean; ``name`` is ``whole`` or ``sliding``."""
-    if name not in INFERENCES:
-        raise ValueError(f"inference is {name!r}; it must be one of {', '.join(INFERENCES)}")
-    return Inference(window if name == "sliding" else None, overlap, tuple(scales), mirror)
+def _at_least_float32(scores: Tensor) -> Tensor:
+    """``scores`` in float32 where they are of half precision, so that sums of them stay exact enough."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

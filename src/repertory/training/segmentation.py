@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from repertory.data.overlays import as_picture, colored
 from repertory.metrics import ConfusionMatrix
 from repertory.nn.segmentation_losses import ohem_cross_entropy
 from repertory.training.evaluation import autocast, evaluating, place
-from repertory.training.inference import Inference, inference_of
+from repertory.training.inference import Inference
 from repertory.training.method import Batch, Outputs
 from repertory.training.settings import SegmentationSettings
 from repertory.training.task import TrainingTask
@@ -63,7 +65,7 @@ class SegmentationTask(TrainingTask):
         return evaluate_segmentation(
             model,
             self.data.val,
-            inference=inference_of(
+            inference=Inference.of(
                 settings.inference,
                 self.data.val.preprocessing.size,
                 settings.overlap,
@@ -171,6 +173,30 @@ def evaluate_segmentation(
         confusion.all_reduce()
         torch.distributed.all_reduce(sums)
     return {**confusion.compute(), "loss": float(sums[0] / sums[1])}
+
+
+@torch.no_grad()
+def sample_pictures(
+    model: nn.Module, data: Any, count: int = 3, inference: Inference | None = None
+) -> dict[str, np.ndarray]:
+    """Image, truth and prediction of ``count`` validation pictures, caption to (H, W, 3) uint8: what a report shows.
+
+    ``data`` is a :class:`~repertory.data.segmentation.SegmentationData`, whose palette colours the classes; the
+    pictures are spread evenly over its validation part.
+    """
+    inference = inference or Inference()
+    device, dtype = place(model)
+    pictures: dict[str, np.ndarray] = {}
+    count = min(count, len(data.val))
+    with evaluating(model):
+        for number in range(count):
+            image, mask = data.val.whole(number * len(data.val) // count)
+            found = inference(model, image[None].to(device, dtype)).argmax(1)[0].cpu()
+            name = f"Picture {number + 1}"
+            pictures[f"{name}: image"] = as_picture(image, data.val.preprocessing)
+            pictures[f"{name}: truth"] = colored(mask.numpy(), data.palette)
+            pictures[f"{name}: prediction"] = colored(found.numpy(), data.palette)
+    return pictures
 
 
 class _Whole(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):

@@ -12,7 +12,7 @@ ACCELERATORS = ("cpu", "gpu", "mps", "auto")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 AUGMENTATIONS = ("none", "flip", "crop", "crop-flip", "resized-crop-flip")
 MASK_AUGMENTATIONS = ("none", "flip", "crop", "crop-flip", "scale-crop-flip")
-INFERENCES = ("whole", "sliding")
+INFERENCES = ("whole", "resized", "sliding")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class SegmentationSettings(FitSettings):
         aux_weight: factor of the loss of each auxiliary output beside the main one.
         ohem: train on hard pixels alone: those whose true class has at most this probability; 0 trains on all.
         ohem_kept: pixels of a batch that ohem keeps at least, for all that they may be easy.
-        inference: whole (each picture in one pass) or sliding (windows of the model's size), in evaluation.
+        inference: how pictures are evaluated: whole (in one pass at their own size), resized (in one pass, the shorter
+            side brought to the model's, the scores back), or sliding (in windows of the model's size).
         overlap: share of a sliding window that the next one covers again.
         scales: factors of the picture's size whose scores are averaged in evaluation.
         mirror: average the scores of the mirrored picture too, in evaluation.
