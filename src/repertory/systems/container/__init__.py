@@ -1,4 +1,4 @@
-"""CONTAINER: attention, convolution and MLP-Mixer as one aggregation layer. Nothing is imported until it is asked for."""
+"""CONTAINER: attention, convolution and MLP-Mixer as one aggregation layer. Nothing is imported before it is needed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _divides(dim: int, num_heads: int) -> None:
 class Affinity(nn.Module, ABC):
     """How much each position takes from each other; ``num_heads`` matrices, each for a slice of the channels.
 
-    ``dim`` are the channels C; ``dynamic`` says that the matrix depends on the input, so that queries and keys are needed.
+    ``dim`` are the channels C; ``dynamic`` says that the matrix depends on the input: queries and keys are needed then.
     """
 
     dynamic = False
@@ -198,7 +198,8 @@ class ContextAggregation(nn.Module):
         output_projection: whether there is a W_2 (1 x 1 convolution with bias).
 
     Raises:
-        ValueError: for no affinity, one of another width, weights that are not as many, an unknown mixing, or dynamic without W_1.
+        ValueError: for no affinity, one of another width, weights that are not as many, an unknown mixing, or a
+            dynamic affinity without W_1.
     """
 
     def __init__(

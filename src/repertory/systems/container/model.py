@@ -6,9 +6,9 @@ MLP, the latter two on batch-normalised maps. Nothing is training-only but drop-
 
 - :func:`container_light` is the network whose code was released: static 5 x 5 affinities in stages 1-3, and in stage 4
   attention and convolution mixed by one learned scalar a block. It is held to its authors' numbers.
-- :func:`container_full` is a READING of the paper: the full CONTAINER was never released and its widths are not known to us.
-  It has CONTAINER-LIGHT's widths and depths and the mixed block in every stage, with two free scalars. That makes 22 M
-  parameters, as published. Heads of 32 channels in every stage are inferred from the last.
+- :func:`container_full` is a READING of the paper: the full CONTAINER was never released, and its widths are not known
+  to us. It has CONTAINER-LIGHT's widths and depths and the mixed block in every stage, with two free scalars; that
+  makes 22 M parameters, as published. Heads of 32 channels in every stage are inferred from the last.
 
 Maps are (B, C, H, W) everywhere. Height and width must be multiples of the stride of the last stage (32).
 """
@@ -170,8 +170,8 @@ class Container(nn.Module):
         self.reduction = strides[-1]
         self.preprocessing = PREPROCESSING
         if img_size is not None:
-            self._check_size("img_size is", tuple(img_size))
-            self.preprocessing = replace(PREPROCESSING, size=tuple(img_size))
+            self._check_size("img_size is", img_size)
+            self.preprocessing = replace(PREPROCESSING, size=(img_size[0], img_size[1]))
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
 
         def affinity(kind: str, stage: int) -> Affinity:
@@ -212,7 +212,7 @@ class Container(nn.Module):
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The maps of all stages, (B, C_i, H / s_i, W / s_i) with s_i = 4, 8, 16, 32, each before the next embedding."""
+        """The maps of all stages at strides 4, 8, 16 and 32, (B, C_i, H_i, W_i), each before the next embedding."""
         self._check(x)
         maps = []
         for stage in self.stages:
