@@ -210,7 +210,7 @@ def fit_weights(model: nn.Module, weights: Weights, convert: Converter | None, r
     problems += [f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}" for key in differing[:3]]
     if problems:
         hint = ""
-        if differing and set(differing) <= _head_keys(model) and len(problems) == len(differing):
+        if differing and set(differing) <= _head_keys(model) and len(problems) == len(differing[:3]):
             classes = state[differing[0]].shape[0]
             hint = f" (give num_classes={classes} for its own classifier, or reset_head=True for a new one)"
         raise ValueError(f"{weights.source} is of another model than {_called(model)}: {'; '.join(problems)}{hint}")
