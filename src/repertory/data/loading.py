@@ -5,12 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, overload
 
 from repertory.data.bundled import BUNDLED
+from repertory.data.composites import composites
 from repertory.data.folder import load_folder
 from repertory.data.images import ImageData
 from repertory.data.preprocessing import Preprocessing
+from repertory.data.segmentation import SegmentationData
 from repertory.errors import unknown_name
+
+
+@overload
+def load(
+    name: Literal["digits", "mnist5k", "fashion_mnist"],
+    root: str | Path | None = None,
+    size: int | Sequence[int] | None = None,
+    channels: str | None = None,
+    val_fraction: float = 0.2,
+) -> ImageData: ...
+
+
+@overload
+def load(
+    name: Literal["composites"],
+    root: str | Path | None = None,
+    size: int | Sequence[int] | None = None,
+    channels: str | None = None,
+    val_fraction: float = 0.2,
+) -> SegmentationData: ...
+
+
+@overload
+def load(
+    name: str | Path,
+    root: str | Path | None = None,
+    size: int | Sequence[int] | None = None,
+    channels: str | None = None,
+    val_fraction: float = 0.2,
+) -> Any: ...
 
 
 def load(
@@ -19,7 +52,7 @@ def load(
     size: int | Sequence[int] | None = None,
     channels: str | None = None,
     val_fraction: float = 0.2,
-) -> ImageData:
+) -> ImageData | SegmentationData:
     """The data set ``name``.
 
     Args:
@@ -34,26 +67,33 @@ def load(
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}; it must be above 0 and below 1")
+    data: ImageData | SegmentationData
     if isinstance(name, Path) or "/" in name:
         data = load_folder(Path(name).expanduser(), Preprocessing(), val_fraction)
     elif name in BUNDLED:
         data = BUNDLED[name](Path(root) if root is not None else None, val_fraction)
+    elif name == "composites":
+        data = composites() if size is None else composites(_sides(size))
     elif Path(name).is_dir():
         raise ValueError(f"unknown data set {name!r}; for the folder of that name write './{name}'")
     else:
-        raise unknown_name("data set", name, BUNDLED)
+        raise unknown_name("data set", name, (*BUNDLED, "composites"))
     return data.with_preprocessing(_adapted(data.preprocessing, size, channels))
 
 
 def _adapted(preprocessing: Preprocessing, size: int | Sequence[int] | None, channels: str | None) -> Preprocessing:
     if size is not None:
-        sides = (size, size) if isinstance(size, int) else tuple(int(side) for side in size)
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f"size is {size}; it must be one number of pixels or (height, width), 1 or more")
-        preprocessing = replace(preprocessing, size=sides)
+        preprocessing = replace(preprocessing, size=_sides(size))
     if channels is not None:
         preprocessing = with_channels(preprocessing, channels)
     return preprocessing
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else tuple(int(side) for side in size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"size is {size}; it must be one number of pixels or (height, width), 1 or more")
+    return sides[0], sides[1]
 
 
 def with_channels(preprocessing: Preprocessing, channels: str) -> Preprocessing:
