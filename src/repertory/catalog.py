@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from repertory.checkpoints import Weights
+    from repertory.data.preprocessing import Preprocessing
     from repertory.training.method import Method
 
 FIELDS = (
@@ -42,6 +43,7 @@ FIELDS = (
     "filtering",
 )
 SOURCES = ("code", "paper", "abstract", "third-party")
+TASKS = ("classification", "segmentation")
 STATUSES = ("planned", "reading", "reading_base_verified", "parity_with_readings", "parity")
 
 
@@ -195,6 +197,16 @@ def list_methods(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_named("methods"), pattern))
 
 
+def model_task(name: str) -> str:
+    """What the model called ``name`` is for: ``segmentation`` for a segmentor of ours, else ``classification``."""
+    if name not in _named("models"):
+        return "classification"
+    slug, reference = _named("models")[name]
+    module = import_module(f"repertory.systems.{slug}.{reference.partition(':')[0]}")
+    segmentor = cards()[slug].task == "semantic segmentation" and name not in getattr(module, "BACKBONES", {})
+    return "segmentation" if segmentor else "classification"
+
+
 def method_class(name: str) -> type[Method]:
     """The class of the method called ``name``; ``ValueError`` with the nearest names where there is none."""
     if name not in _named("methods"):
@@ -213,6 +225,7 @@ def create_model(
     *,
     checkpoint_entry: str | None = None,
     reset_head: bool = False,
+    task: str | None = None,
     **settings: Any,
 ) -> Any:
     """The model called ``name``, of ours or timm's, with the weights of ``checkpoint``.
@@ -225,6 +238,8 @@ def create_model(
             Authors' names are converted; settings that our own files hold need not be given again.
         checkpoint_entry: name inside a training checkpoint, such as ``model_ema``; found when absent.
         reset_head: keep a new classifier where that of the checkpoint has another shape.
+        task: ``segmentation`` makes a segmentor of a backbone: its maps scored by one 1x1 convolution, see
+            :class:`~repertory.nn.segmentor.LinearSegmentor`; a model that is a segmentor stays as it is.
         settings: for the builder: ``num_classes``, ``in_chans``, ``drop_path_rate``, …
 
     Raises:
@@ -239,9 +254,17 @@ def create_model(
         holds = weights.description.get("model")
         if holds not in (None, name):
             raise ValueError(f"{weights.source} holds the model {holds}, not {name}")
-        settings = {**weights.description.get("settings", {}), **settings}
-    model, convert = _build(name, settings)
-    label(model, name, settings)
+        described = dict(weights.description.get("settings", {}))
+        task = described.pop("task", task)
+        settings = {**described, **settings}
+    if task not in (None, *TASKS):
+        raise unknown_name("task", task, TASKS)
+    if task == "segmentation" and model_task(name) != task:
+        model, convert = _build_segmentor(name, settings), None
+        label(model, name, {**settings, "task": task})
+    else:
+        model, convert = _build(name, settings)
+        label(model, name, settings)
     if weights is not None:
         from repertory.checkpoints import adopt, fit_weights
 
@@ -304,11 +327,20 @@ def _build(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
 def _build_timm(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
     import timm
 
-    from repertory.data.preprocessing import Preprocessing
-
     if not timm.is_model(name.split(".")[0]):
         raise unknown_name("model", name, [*_named("models"), *timm.list_models()])
     model = _called(f"model {name}", timm.create_model, {"model_name": name, **settings})
+    model.preprocessing = _timm_preprocessing(model)
+    adapt = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    return model, (lambda state: adapt(dict(state), model)) if adapt else None
+
+
+def _timm_preprocessing(model: Any) -> Preprocessing:
+    """How timm says that ``model`` wants its pictures."""
+    import timm
+
+    from repertory.data.preprocessing import Preprocessing
+
     wanted = timm.data.resolve_model_data_config(model)
     channels = "L" if wanted["input_size"][0] == 1 else "RGB"
     mean, std = (
@@ -318,9 +350,68 @@ def _build_timm(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
         wanted["interpolation"] if wanted["interpolation"] in ("nearest", "bilinear", "bicubic") else "bicubic"
     )
     size = tuple(wanted["input_size"][1:])
-    model.preprocessing = Preprocessing(size, interpolation, wanted["crop_pct"], mean, std, channels)
-    adapt = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
-    return model, (lambda state: adapt(dict(state), model)) if adapt else None
+    return Preprocessing(size, interpolation, wanted["crop_pct"], mean, std, channels)
+
+
+# What lets backbones of timm give maps of stride 8, or take pictures of any size; the first that a network knows.
+_DENSE: tuple[Mapping[str, Any], ...] = (
+    {"output_stride": 8},
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
+def _build_segmentor(name: str, settings: Mapping[str, Any]) -> Any:
+    """A backbone's maps, scored by one 1x1 convolution; at stride 8 where the backbone can be dilated so far."""
+    from repertory.nn.segmentor import LinearSegmentor
+
+    settings = dict(settings)
+    classes = settings.pop("num_classes", 1000)
+    if name in _named("models"):
+        backbone, preprocessing = _our_maps(name, settings)
+    else:
+        backbone = _timm_maps(name, settings)
+        preprocessing = _timm_preprocessing(backbone)
+    facts: Any = backbone.feature_info
+    channels_last = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
+    model: Any = LinearSegmentor(backbone, facts.channels(), facts.reduction(), classes, channels_last)
+    model.preprocessing = dataclasses.replace(preprocessing, crop=1.0)
+    if settings.get("in_chans") == 1 and preprocessing.channels != "L":
+        from repertory.data.loading import with_channels
+
+        model.preprocessing = with_channels(model.preprocessing, "L")
+    return model
+
+
+def _our_maps(name: str, settings: Mapping[str, Any]) -> tuple[Any, Preprocessing]:
+    """The maps of a backbone of ours, by its room's feature description, and how it wants its pictures."""
+    from timm.models import build_model_with_cfg
+
+    slug, reference = _named("models")[name]
+    module = import_module(f"repertory.systems.{slug}.{reference.partition(':')[0]}")
+    if name not in getattr(module, "BACKBONES", {}):
+        raise ValueError(f"{name} gives no maps that a segmentor could score: it is no backbone")
+    features = {"feature_cfg": dict(module.BACKBONES[name]["feature_cfg"]), "features_only": True}
+    builder, cfg = entry(slug, reference), {"num_classes": 1000, "input_size": (3, 224, 224)}
+    known = {"model_cls": builder, "variant": name, "pretrained": False, "pretrained_cfg": cfg}
+    return _called(f"model {name}", build_model_with_cfg, {**known, **features, **settings}), module.PREPROCESSING
+
+
+def _timm_maps(name: str, settings: Mapping[str, Any]) -> Any:
+    """The maps of a backbone of timm."""
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("model", name, [*_named("models"), *timm.list_models()])
+    for dense in _DENSE[:-1]:
+        try:
+            return timm.create_model(name, features_only=True, **{**dense, **settings})
+        except (TypeError, AssertionError):  # how a network says that it does not know a setting
+            continue
+        except RuntimeError as error:
+            raise ValueError(f"{name} gives no maps that a segmentor could score: {error}") from error
+    return _called(f"model {name}", timm.create_model, {"model_name": name, "features_only": True, **settings})
 
 
 def _called(what: str, build: Any, settings: Mapping[str, Any]) -> Any:
