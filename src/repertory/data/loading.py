@@ -9,6 +9,8 @@ from typing import Any, Literal, overload
 
 from repertory.data.bundled import BUNDLED
 from repertory.data.composites import composites
+from repertory.data.dense_folder import is_segmentation_folder, load_segmentation_folder
+from repertory.data.dense_readers import PUBLISHED, load_published
 from repertory.data.folder import load_folder
 from repertory.data.images import ImageData
 from repertory.data.preprocessing import Preprocessing
@@ -28,7 +30,7 @@ def load(
 
 @overload
 def load(
-    name: Literal["composites"],
+    name: Literal["composites", "cityscapes", "ade20k", "pascal_voc", "pascal_voc_aug", "coco_stuff"],
     root: str | Path | None = None,
     size: int | Sequence[int] | None = None,
     channels: str | None = None,
@@ -56,10 +58,13 @@ def load(
     """The data set ``name``.
 
     Args:
-        name: ``digits``, ``mnist5k`` or ``fashion_mnist``; or a folder, which is anything with a ``/`` or a ``Path``.
-        root: where the files of a set lie that is not part of a library (``fashion_mnist``).
-        size: pixels of the images, one number or (height, width); a bundled set's own, 224 for a folder.
-        channels: ``RGB``, ``BGR`` or ``L``; a bundled set's own, RGB for a folder.
+        name: pictures with a class: ``digits``, ``mnist5k``, ``fashion_mnist``, or a folder of classes; pictures with
+            masks: ``composites``, ``cityscapes``, ``ade20k``, ``pascal_voc``, ``pascal_voc_aug``, ``coco_stuff``, or a
+            folder with ``images/`` and ``masks/``. A folder is anything with a ``/`` or a ``Path``.
+        root: where the files of a set lie that is not part of a library.
+        size: pixels of the images, one number or (height, width); a set's own, 224 for a folder of classes, 512 for
+            one of masks. ``composites`` are drawn at it.
+        channels: ``RGB``, ``BGR`` or ``L``; a set's own, RGB for a folder.
         val_fraction: share of each class held out to validate where nothing else says so, above 0 and below 1.
 
     Raises:
@@ -68,17 +73,26 @@ def load(
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}; it must be above 0 and below 1")
     data: ImageData | SegmentationData
+    at = Path(root).expanduser() if root is not None else None
     if isinstance(name, Path) or "/" in name:
-        data = load_folder(Path(name).expanduser(), Preprocessing(), val_fraction)
+        data = _folder(Path(name).expanduser(), val_fraction)
     elif name in BUNDLED:
-        data = BUNDLED[name](Path(root) if root is not None else None, val_fraction)
+        data = BUNDLED[name](at, val_fraction)
+    elif name in PUBLISHED:
+        data = load_published(name, at)
     elif name == "composites":
         data = composites() if size is None else composites(_sides(size))
     elif Path(name).is_dir():
         raise ValueError(f"unknown data set {name!r}; for the folder of that name write './{name}'")
     else:
-        raise unknown_name("data set", name, (*BUNDLED, "composites"))
+        raise unknown_name("data set", name, (*BUNDLED, *PUBLISHED, "composites"))
     return data.with_preprocessing(_adapted(data.preprocessing, size, channels))
+
+
+def _folder(root: Path, val_fraction: float) -> ImageData | SegmentationData:
+    if is_segmentation_folder(root):
+        return load_segmentation_folder(root, Preprocessing(size=(512, 512), crop=1.0))
+    return load_folder(root, Preprocessing(), val_fraction)
 
 
 def _adapted(preprocessing: Preprocessing, size: int | Sequence[int] | None, channels: str | None) -> Preprocessing:

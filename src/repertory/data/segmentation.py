@@ -286,34 +286,54 @@ class SegmentationData:
         return replace(self, train=train, val=val)
 
 
-def read_mask(path: Path | str, colours: Mapping[tuple[int, int, int], int] | None = None) -> np.ndarray:
-    """The class indices (H, W) of a mask file; a palette PNG gives its indices.
+def read_mask(
+    path: Path | str,
+    colours: Mapping[tuple[int, int, int], int] | None = None,
+    values: Mapping[int, int] | None = None,
+) -> np.ndarray:
+    """The class indices (H, W) int64 of a mask file; a palette PNG gives its indices.
 
     Args:
         path: a picture of one channel (8 or 16 bits) or with a palette; or of colours, with ``colours``.
-        colours: class index of each RGB colour, for masks that store colours.
+        colours: class index of each RGB colour, for masks that store colours; a palette's colours count then, too.
+        values: class index of each number in a mask of one channel, where those are not class indices themselves.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: naming the file, where it is damaged, stores colours without ``colours``, or a colour not in it.
+        ValueError: naming the file, where it is damaged, stores colours without ``colours``, or a colour or value that
+            is not among those given.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no mask at {path}")
+    by_colour = False
     try:
         with Image.open(path) as file:
-            mode, pixels = file.mode, np.array(file)
+            mode = file.mode
+            by_colour = colours is not None and mode in ("RGB", "RGBA", "P")
+            pixels = np.array(file.convert("RGB") if by_colour else file)
     except Exception as error:  # decoders of many formats raise what they please on damaged bytes
         raise ValueError(f"cannot read the mask {path}: {' '.join(str(error).split())[:200]}") from None
-    if mode in ("L", "I", "I;16", "1") or (mode == "P" and colours is None):
-        return pixels.astype(np.int64)
-    if mode in ("RGB", "RGBA", "P") and colours is not None:
-        with Image.open(path) as file:
-            return _of_colours(np.array(file.convert("RGB")), colours, path)
-    raise ValueError(
-        f"the mask {path} stores {mode} values instead of class indices; it must have one channel or a palette of "
-        "indices, or the colour of each class must be given"
-    )
+    if by_colour and colours is not None:
+        return _of_colours(pixels, colours, path)
+    if mode not in ("L", "P", "I", "I;16", "1"):
+        raise ValueError(
+            f"the mask {path} stores {mode} values instead of class indices; it must have one channel or a palette of "
+            "indices, or the colour of each class must be given"
+        )
+    indices = pixels.astype(np.int64)
+    return indices if values is None else _of_values(indices, values, path)
+
+
+def _of_values(stored: np.ndarray, values: Mapping[int, int], path: Path) -> np.ndarray:
+    """Class indices of ``stored`` numbers (H, W)."""
+    most = max(values)
+    table = np.full(most + 2, -1)  # the last place stands for all that is above
+    table[list(values)] = list(values.values())
+    found = table[np.clip(stored, -1, most + 1)]
+    if (unknown := found < 0).any():
+        raise ValueError(f"the mask {path} holds the value {int(stored[unknown].min())}, which stands for no class")
+    return found
 
 
 def _of_colours(pixels: np.ndarray, colours: Mapping[tuple[int, int, int], int], path: Path) -> np.ndarray:
