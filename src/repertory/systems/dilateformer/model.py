@@ -10,7 +10,6 @@ Maps are (B, C, H, W) between blocks and (B, H, W, C) inside one. Any height and
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.pyramid import PyramidBackbone, Stage, initialise_linear
 from repertory.ops import dilated_attention
 
 PREPROCESSING = Preprocessing(size=(224, 224), interpolation="bicubic", crop=0.875)
@@ -136,24 +135,6 @@ class Block(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class Stage(nn.Module):
-    """A downsampler (none in the first stage), then blocks. Its output is what dense prediction takes."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample, self.blocks = downsample, nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the stage's width at half the size (the first stage keeps both)."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            for block in self.blocks:
-                x = checkpoint(block, x, use_reentrant=False)
-            return x
-        return self.blocks(x)
-
-
 def _tokenizer(kind: str, in_chans: int, width: int) -> nn.Sequential:
     """Images to tokens at stride 4."""
     if kind == "non_overlapping":
@@ -178,7 +159,7 @@ def _downsampler(kind: str, before: int, after: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, kernel, 2, padding), nn.BatchNorm2d(after))
 
 
-class DilateFormer(nn.Module):
+class DilateFormer(PyramidBackbone):
     """The pyramid backbone with its classifier.
 
     Args:
@@ -226,10 +207,8 @@ class DilateFormer(nn.Module):
                 f"depths, num_heads and dilate_attention list {len(depths)}, {len(num_heads)} and "
                 f"{len(dilate_attention)} stages; they must be as many"
             )
-        self.num_classes, self.grad_checkpointing = num_classes, False
         self.preprocessing = PREPROCESSING
         widths = [embed_dim * 2**stage for stage in range(len(depths))]
-        self.num_features = self.head_hidden_size = widths[-1]
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
 
         def attention(stage: int) -> nn.Module:
@@ -246,132 +225,19 @@ class DilateFormer(nn.Module):
             blocks = [Block(widths[stage], attention(stage), mlp_ratio, drop, rate) for rate in dropped]
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = LayerNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.feature_info = [
-            {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
-            for stage, width in enumerate(widths)
-        ]
-        self.apply(_initialise)
+        self.norm = LayerNorm(widths[-1])
+        self.finish(num_classes, widths, [4 * 2**stage for stage in range(len(depths))])
+        self.apply(initialise_linear)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The four stage maps at strides 4, 8, 16 and 32, (B, C_i, H_i, W_i), each before the next downsampler."""
-        x = self._tokens(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Stage maps as timm's feature extractors ask for them.
-
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: stages wanted (negative ones count from the end), the last so many, or None for all.
-            norm: also normalise the last map.
-            stop_early: leave out the stages after the last wanted one.
-            output_fmt: ``NCHW``, the only layout.
-            intermediates_only: return the list alone, and not (last map, list).
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'")
-        wanted = self._stage_indices(indices)
-        x = self._tokens(x)
-        maps = []
-        for index, stage in enumerate(self.stages):
-            if stop_early and index > max(wanted):
-                break
-            x = stage(x)
-            last = index == len(self.stages) - 1
-            if index in wanted:
-                maps.append(self._normalised(x) if norm and last else x)
-        return maps if intermediates_only else (self._normalised(x), maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the wanted stages do not need; return their indices."""
-        wanted = self._stage_indices(indices)
-        self.stages = self.stages[: max(wanted) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return wanted
-
-    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
-        if indices is None:
-            return list(range(count))
-        listed = range(count - indices, count) if isinstance(indices, int) else indices
-        wanted = [index + count if index < 0 else index for index in listed]
-        if not wanted or not all(0 <= index < count for index in wanted):
-            raise ValueError(f"indices are {indices}; there are stages 0 to {count - 1}")
-        return wanted
-
-    def _tokens(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """Tokens at stride 4."""
         if x.ndim != 4 or min(x.shape[-2:]) < 4:
             raise ValueError(f"images are {tuple(x.shape)}; they must be (B, C, H, W) with H and W at least 4")
         return self.patch_embed(x)
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def forward_features(self, x: Tensor) -> Tensor:
+    def last_map(self, x: Tensor) -> Tensor:
         """The last map, normalised: (B, num_features, H / 32, W / 32), sizes rounded up."""
-        return self._normalised(self.stages(self._tokens(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of a normalised map, or its mean (B, num_features) with ``pre_logits``."""
-        features = x.mean((2, 3))
-        return features if pre_logits else self.head(features)
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits out of features."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new head for ``num_classes``; 0 leaves pooled features. Pooling is always the mean."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}; it must be 'avg'")
-        like = self.norm.weight if isinstance(self.norm, nn.LayerNorm) else next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype)
-        _initialise(self.head)
-
-    def deploy(self) -> DilateFormer:
-        """A copy for inference: the same parameters, none being training-only, in evaluation mode."""
-        model = copy.deepcopy(self).eval()
-        model.set_grad_checkpointing(False)
-        return model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Truncated normals for linear layers; convolutions and norms keep PyTorch's own."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def dilateformer_tiny(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> DilateFormer:

@@ -36,7 +36,7 @@ class _Stages(nn.Module):
             x = stage(x)
             last = index + 1 == len(model.stages)
             outputs[f"stage{index}"] = x if last else model.stages.get_submodule(f"{index + 1}.downsample")(x)
-        outputs["out"] = model.forward_head(model._normalised(x))
+        outputs["out"] = model.forward_head(model.last_map(x))
         return outputs
 
 
