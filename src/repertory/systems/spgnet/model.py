@@ -443,7 +443,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 def _initialise(module: nn.Module) -> None:
     """He's normals for convolutions; norms keep PyTorch's own."""
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -1,0 +1,149 @@
+"""Does it matter that the prediction behind the gate is supervised? Real digits over real photographs.
+
+All arms have the same images, the same loss on every stage, and the same parameters at inference within 1%. In the
+arms whose gate predicts nothing to supervise, the first stage's loss is made by a head of its own, training-only: so
+the arms differ in what gates, and not in how often the first stage is taught.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from repertory.data.composites import Recipe, composites
+from repertory.data.segmentation import SegmentationData
+from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
+from repertory.systems.spgnet.model import SPGNet
+from repertory.training.engine import fit
+from repertory.training.segmentation import sample_pictures
+from repertory.training.settings import SegmentationSettings
+
+SHALLOW, DEEP = (1, 1, 1, 1), (6, 5, 4, 5)  # depths of each of two stages, and of one with the parameters of both
+WIDTHS, DECODER_WIDTH = (32, 48, 64, 96), 32
+
+
+def narrow(arm: Arm, num_classes: int, seed: int) -> SPGNet:
+    """The network of ``arm`` and ``seed``; arms of two stages begin with the same weights in the layers they share."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _network(arm.settings["gate"], arm.settings["stages"], num_classes)
+        if model.gate_kind != "spg" and arm.settings["stages"] > 1:
+            torch.manual_seed(seed)
+            common = _network("spg", arm.settings["stages"], num_classes).state_dict()
+            own = model.state_dict()
+            model.load_state_dict({name: value for name, value in common.items() if name in own}, strict=False)
+    return model
+
+
+def _network(gate: str, stages: int, num_classes: int) -> SPGNet:
+    return SPGNet(
+        num_classes,
+        stages=stages,
+        gate=gate,
+        gate_settings={"hidden": num_classes} if gate == "se" else {},  # then it has the parameters of SPG
+        widths=WIDTHS,
+        depths=SHALLOW if stages > 1 else DEEP,
+        decoder_width=DECODER_WIDTH,
+    )
+
+
+def digits_over_photographs(seed: int, scale: Scale) -> SegmentationData:
+    """Large digits, background besides: scenes drawn by ``seed``, the same for all arms."""
+    recipe = Recipe(objects=(1, 2), scale=(0.6, 1.0), digits=tuple(scale.settings["digits"]))
+    return composites(scale.settings["side"], scale.settings["train"], scale.settings["val"], seed, recipe)
+
+
+def border_contrast(guide: Tensor, mask: Tensor) -> float:
+    """How differently a gate weighs pixels at class borders: mean over channels of |mean there - mean elsewhere|.
+
+    ``guide`` is (B, C, h, w), ``mask`` (B, H, W) classes, read at the centres of the gate's pixels; a border pixel has
+    another class among its eight neighbours. 0 where there is no border, or nothing else.
+    """
+    small = F.interpolate(mask[:, None].float(), size=guide.shape[-2:], mode="nearest-exact")
+    high, low = F.max_pool2d(small, 3, 1, 1), -F.max_pool2d(-small, 3, 1, 1)
+    border = (high != low)[:, 0]
+    if not border.any() or border.all():
+        return 0.0
+    weights = guide.movedim(1, -1)
+    return float((weights[border].mean(0) - weights[~border].mean(0)).abs().mean())
+
+
+@torch.no_grad()
+def _guidance(model: Any, data: Any) -> tuple[float, np.ndarray]:
+    """Contrast over the validation pictures, and the gate of the first, averaged over channels, as a grey picture."""
+    images, masks = zip(*(data.val.whole(index) for index in range(len(data.val))), strict=True)
+    (guide,) = model.eval().guidance(torch.stack(images))
+    shown = F.interpolate(guide[:1].mean(1, keepdim=True), size=images[0].shape[-2:], mode="nearest")[0, 0]
+    span = (shown - shown.min()) / (shown.max() - shown.min()).clamp(min=1e-6)
+    grey = (255 * span).round().byte().numpy()
+    return border_contrast(guide, torch.stack(masks)), np.stack([grey] * 3, -1)
+
+
+def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
+    """Train the network of the arm, everything else alike, and judge its last stage once, at the end."""
+    data = digits_over_photographs(seed, scale)
+    settings = SegmentationSettings(
+        max_images=scale.images,
+        batch_size=scale.settings["batch_size"],
+        optimizer="adamw",
+        lr=scale.settings["lr"],
+        weight_decay=scale.settings["weight_decay"],
+        schedule="cosine",
+        warmup_epochs=scale.settings["warmup_epochs"],
+        clip_grad=scale.settings["clip_grad"],
+        augment=scale.settings["augment"],
+        aux_weight=1.0,  # every stage counts alike
+        seed=seed,
+        evaluate_every=0,
+        accelerator="cpu",
+        tensorboard=False,
+    )
+    model = narrow(arm, len(data.classes), seed)
+    result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
+    if result.interrupted:
+        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
+    curves = {name: points for name, points in result.curves.items() if name != "lr"}
+    metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+    pictures = sample_pictures(result.model, data, 2)
+    if arm.settings["gate"] in ("spg", "unsupervised"):
+        metrics["border_contrast"], pictures["Picture 1: gate"] = _guidance(result.model, data)
+    return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings}, pictures)
+
+
+_RECIPE: dict[str, Any] = {
+    "side": 48,
+    "digits": [0, 1, 7],
+    "batch_size": 16,
+    "lr": 5e-3,
+    "weight_decay": 0.01,
+    "warmup_epochs": 0.5,
+    "clip_grad": 5.0,
+    "augment": "crop",
+}
+
+EXPERIMENT = Experiment(
+    system="spgnet",
+    question="Does a gate made by a supervised prediction segment better than the same gate unsupervised?",
+    metric="miou",
+    unit="%",
+    higher_is_better=True,
+    baseline="unsupervised",
+    method="spg",
+    arms=(
+        Arm("deeper", "one deeper stage", {"gate": "none", "stages": 1}),
+        Arm("plain", "two stages, no gate", {"gate": "none", "stages": 2}),
+        Arm("se", "two stages, squeeze-and-excite", {"gate": "se", "stages": 2}),
+        Arm("unsupervised", "two stages, SPG's gate unsupervised", {"gate": "unsupervised", "stages": 2}),
+        Arm("spg", "two stages, SPG", {"gate": "spg", "stages": 2}),
+    ),
+    scales={
+        "smoke": Scale(2, 64, {**_RECIPE, "train": 32, "val": 8}),
+        "small": Scale(5, 4_000, {**_RECIPE, "train": 400, "val": 100}),
+    },
+    run=run,
+    data="composites: real digits 0, 1 and 7 over real photographs, 48 x 48",
+)
