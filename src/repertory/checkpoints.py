@@ -91,7 +91,7 @@ def read_weights(path: str | Path, entry: str | None = None) -> Weights:
     loaded = _read_pickle(path)
     state = _find_state(loaded, path, entry)
     ours = isinstance(loaded, Mapping) and {"position", "classes", "preprocessing"} <= set(loaded)
-    known = ("classes", "preprocessing")
+    known = ("classes", "preprocessing", "palette")
     description = {k: loaded[k] for k in known if loaded.get(k) is not None} if ours else {}
     return Weights(state, str(path), description, ours)
 
@@ -271,7 +271,7 @@ def _some(keys: Any, most: int = 4) -> str:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """What travels with the weights of ``model``: its name, the builder's settings, preprocessing and class names."""
+    """What travels with the weights of ``model``: its name, the builder's settings, preprocessing, classes, colours."""
     entry = getattr(model, "catalogue_entry", None) or {}
     settings = dict(entry.get("settings", {}))
     if entry and getattr(model, "num_classes", None) is not None:
@@ -283,17 +283,20 @@ def describe(model: Any) -> dict[str, Any]:
         "settings": settings,
         "preprocessing": preprocessing.to_dict() if isinstance(preprocessing, Preprocessing) else None,
         "classes": [str(name) for name in classes] if classes is not None else None,
+        "palette": getattr(model, "palette", None),
         "repertory": __version__,
     }
 
 
 def adopt(model: Any, description: Mapping[str, Any]) -> None:
-    """Give ``model`` the preprocessing and class names of ``description``, where it has them."""
+    """Give ``model`` the preprocessing, class names and colours of ``description``, where it has them."""
     if description.get("preprocessing"):
         model.preprocessing = Preprocessing.from_dict(dict(description["preprocessing"]))
     classes = description.get("classes")
     if classes and len(classes) == getattr(model, "num_classes", len(classes)):
         model.class_names = tuple(classes)
+        if description.get("palette"):
+            model.palette = [list(colour) for colour in description["palette"]]
 
 
 def write_weights(model: nn.Module, path: Path) -> Path:

@@ -169,8 +169,27 @@ def _run(options: argparse.Namespace) -> Any:
     return Run.open(options.run, model=options.model)
 
 
+def _inference(run: Any, options: argparse.Namespace) -> Any:
+    """How a segmentor is to score pictures; None for a classifier, for which nothing may be asked."""
+    names = ("overlap", "scales", "mirror")
+    given = {name: value for name in names if (value := getattr(options, name)) not in (None, False)}
+    if run.task == "segmentation":
+        return run.inference(options.inference, **given)
+    if options.inference is not None or given:
+        asked = "inference" if options.inference is not None else next(iter(given))
+        raise ValueError(f"--{asked} is for segmentors; the model of {run.path} is a classifier")
+    return None
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    metrics = _run(options).evaluate(data=options.data)
+    run = _run(options)
+    metrics = run.evaluate(
+        data=options.data,
+        root=options.root,
+        inference=_inference(run, options),
+        per_class=options.per_class,
+        progress=None,
+    )
     if options.json:
         print(json.dumps(metrics, indent=1))
     else:
@@ -178,8 +197,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _segment(run: Any, options: argparse.Namespace) -> int:
+    if options.out is None:
+        raise ValueError("--out is missing; it must name the folder for class indices and overlays")
+    inference = _inference(run, options)
+    rows = run.segment(options.images, options.out, inference=inference, opacity=options.opacity, progress=None)
+    table = _table("image", "class", "#share of the pixels")
+    for row in rows[:10]:
+        for rank, (name, share) in enumerate(list(row["shares"].items())[:3]):
+            table.add_row(row["image"] if rank == 0 else "", name, f"{share:.3f}")
+    _console().print(table)
+    pictures = "1 picture" if len(rows) == 1 else f"{len(rows)} pictures"
+    print(f"class indices of {pictures} in {options.out / 'indices'}, overlays in {options.out / 'overlays'}")
+    return 0
+
+
 def _predict(options: argparse.Namespace) -> int:
-    rows = _run(options).predict(options.images, top_k=options.top_k, out=options.out)
+    run = _run(options)
+    if run.task == "segmentation":
+        return _segment(run, options)
+    _inference(run, options)
+    rows = run.predict(options.images, top_k=options.top_k, out=options.out)
     if options.out:
         print(f"{len(rows)} predictions in {options.out}")
         return 0
@@ -235,34 +273,64 @@ def _filter(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train_parser() -> Any:
+def _task(arguments: Sequence[str]) -> str:
+    """The task that ``arguments`` of train name, themselves or by their configuration file."""
+    import yaml
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--task")
+    parser.add_argument("--config", type=Path)
+    given, _ = parser.parse_known_args(list(arguments))
+    task = given.task
+    if task is None and given.config is not None and given.config.is_file():
+        config = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+        task = config.get("task") if isinstance(config, dict) else None
+    task = "classification" if task is None else task
+    _known("task", task, catalog.TASKS)
+    return task
+
+
+def _train_parser(task: str = "classification") -> Any:
     from jsonargparse import ArgumentParser
 
-    from repertory.training.settings import FitSettings
+    from repertory.training.settings import FitSettings, SegmentationSettings
 
     parser = ArgumentParser(
         prog="repertory train",
-        description="Train a model with any compatible methods on a bundled data set or a folder of pictures.",
+        description="Train a model with any compatible methods on a data set or a folder of pictures.",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of options; options after it win")
+    parser.add_argument(
+        "--task", type=str, default=task, help="classification or segmentation; the options below depend on it"
+    )
     parser.add_argument("--model", type=str, required=True, help="name of a model, of ours or timm's")
     parser.add_argument(
         "--model_args", type=dict[str, Any], default={}, help="as --model-args.NAME VALUE, for the model"
     )
     parser.add_argument("--method", type=str, action="append", default=[], help="name of a method; may be repeated")
-    parser.add_argument("--data", type=str, required=True, help="bundled name, or folder (a path with / always is one)")
+    parser.add_argument(
+        "--data", type=str, required=True, help="name of a data set, or folder (a path with / always is one)"
+    )
+    parser.add_argument("--root", type=str, help="where the files of a published data set lie")
     parser.add_argument("--checkpoint", type=str, help="weights to begin with; another classifier is made anew")
+    parser.add_argument(
+        "--reset_head",
+        type=bool | None,
+        nargs="?",
+        const=True,
+        help="make the head anew where the checkpoint has other classes; a segmentor's is not unless this is given",
+    )
     parser.add_argument(
         "--image_size",
         type=int,
-        help="side of the square images; when absent the model's own, or 32 for bundled thumbnails",
+        help="side of the square images; when absent the model's own, or 32 for bundled thumbnails, 64 for composites",
     )
     parser.add_argument("--val_fraction", type=float, default=0.2, help="share held out where the folder has no split")
     parser.add_argument("--out", type=str, help="run folder; runs/<model>-<methods>-<seed> when absent")
     parser.add_argument("--resume", type=bool, nargs="?", const=True, default=False, help="go on with an existing run")
     parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help="replace an existing run")
-    parser.add_class_arguments(FitSettings, None)
+    parser.add_class_arguments(SegmentationSettings if task == "segmentation" else FitSettings, None)
     for name in catalog.list_methods():
         parser.add_class_arguments(catalog.method_class(name), name)
     return parser
@@ -293,19 +361,24 @@ def _tenths() -> Callable[[int, int], None] | None:
 def _train(arguments: list[str]) -> int:
     from dataclasses import fields
 
-    from repertory.training.settings import FitSettings
+    from repertory.training.settings import FitSettings, SegmentationSettings
     from repertory.workflows import train
 
-    parser = _train_parser()
+    task = _task(arguments)
+    parser = _train_parser(task)
     given = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
-    settings = FitSettings(**{field.name: given[field.name] for field in fields(FitSettings)})
+    kind = SegmentationSettings if task == "segmentation" else FitSettings
+    settings = kind(**{field.name: given[field.name] for field in fields(kind)})
     run = train(
         given["model"],
         methods=[(name, given.get(name, {})) for name in given["method"]],
         data=given["data"],
+        task=task,
+        root=given["root"],
         settings=settings,
         model_args=given["model_args"],
         checkpoint=given["checkpoint"],
+        reset_head=given["reset_head"],
         image_size=given["image_size"],
         val_fraction=given["val_fraction"],
         out=given["out"],
@@ -321,6 +394,17 @@ def _train(arguments: list[str]) -> int:
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder that `repertory train` wrote, or a checkpoint with --model")
     parser.add_argument("--model", help="name of the model, where RUN is a bare checkpoint")
+
+
+def _inference_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a segmentor scores pictures; what is absent is as in its training."""
+    group = parser.add_argument_group("segmentors")
+    group.add_argument(
+        "--inference", help="whole (pictures in one pass), resized (to the model's size), or sliding (windows of it)"
+    )
+    group.add_argument("--overlap", type=float, help="share of a window that the next one covers again")
+    group.add_argument("--scales", type=float, nargs="+", help="factors of the size whose scores are averaged")
+    group.add_argument("--mirror", action="store_true", help="average the scores of mirrored pictures too")
 
 
 def _add_catalogue(commands: Any) -> None:
@@ -345,14 +429,21 @@ def _add_runs(commands: Any) -> None:
     commands.add_parser("train", help="train a model with any methods on a data set or folder", add_help=False)
     sub = commands.add_parser("evaluate", help="evaluate a run")
     _run_arguments(sub)
-    sub.add_argument("--data", help="bundled name or folder; the run's own when absent")
+    sub.add_argument("--data", help="name of a data set, or folder; the run's own when absent")
+    sub.add_argument("--root", type=Path, help="where the files of a published data set lie")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    _inference_arguments(sub)
+    sub.add_argument("--per-class", action="store_true", help="also print the IoU of every class of a segmentor")
     sub.set_defaults(command=_evaluate)
-    sub = commands.add_parser("predict", help="classify images with a run")
+    sub = commands.add_parser("predict", help="classify or segment images with a run")
     _run_arguments(sub)
     sub.add_argument("images", nargs="+", type=Path, help="image files or folders")
     sub.add_argument("--top-k", type=int, default=5, help="classes a picture (default 5)")
-    sub.add_argument("--out", type=Path, help="write a CSV file instead of a table")
+    sub.add_argument(
+        "--out", type=Path, help="write a CSV file instead of a table; of a segmentor the folder to write to"
+    )
+    sub.add_argument("--opacity", type=float, default=0.6, help="of a segmentor's colours over pictures (default 0.6)")
+    _inference_arguments(sub)
     sub.set_defaults(command=_predict)
     sub = commands.add_parser("export", help="export a run's model")
     _run_arguments(sub)

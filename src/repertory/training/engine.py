@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from torch import nn
 
 from repertory.training.checkpoint import load_checkpoint
 from repertory.training.method import Method
+from repertory.training.reporting import Report, reporting
 from repertory.training.settings import FitSettings, SegmentationSettings
 
 TASKS = ("classification", "segmentation")
-Report = Callable[[int, int], None]
 
 
 @dataclass
@@ -98,7 +97,7 @@ def fit(
     check_claims(methods)
     check_labels(data)
     job = Job(model, data, list(methods), Path(out), settings, resume)
-    with _reporting(progress) as report:
+    with reporting(progress, "training") as report:
         if settings.world > 1 and not _launched():
             from repertory.training.processes import launch
 
@@ -270,41 +269,6 @@ def _launched() -> bool:
     """Whether torchrun, SLURM or :mod:`~repertory.training.processes` started this process as one of several."""
     by_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     return "LOCAL_RANK" in os.environ or by_slurm
-
-
-def _first() -> bool:
-    """Whether this process speaks for the run."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-
-
-def _silent(done: int, total: int) -> None:
-    """Report to nobody."""
-
-
-@contextmanager
-def _reporting(progress: Report | bool | None) -> Iterator[Report]:
-    """Where progress goes: the caller's function, a bar with the time left, or nowhere."""
-    if callable(progress):
-        yield progress if _first() else _silent
-        return
-    if not _first() or not (sys.stderr.isatty() if progress is None else progress):
-        yield _silent
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        bars.TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
-        bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("training", total=1)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
 @contextmanager

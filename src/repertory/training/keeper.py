@@ -199,6 +199,7 @@ class RunKeeper(pl.Callback):
             "classes": [str(name) for name in self.data.classes],
             "data": str(self.data.name),
             "preprocessing": preprocessing.to_dict() if preprocessing is not None else None,
+            "palette": getattr(self.task.replicas[0], "palette", None),
         }
 
     def _due(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,8 @@ def evaluate_segmentation(
     precision: str = "32-true",
     rank: int = 0,
     world: int = 1,
+    per_class: bool = False,
+    report: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Fractions ``miou``, ``pixel_accuracy``, ``mean_accuracy`` over all pixels of a split, and ``loss`` in nats.
 
@@ -146,6 +148,8 @@ def evaluate_segmentation(
         precision: as in the settings.
         rank: which of ``world`` processes this is; each takes every world-th picture, all get the figures of all.
         world: processes that evaluate together.
+        per_class: also give ``iou NAME`` for each class; NaN for one that occurs nowhere.
+        report: called with (pictures done, pictures in all).
 
     Raises:
         ValueError: where there are fewer pictures than processes, or scores that do not fit the classes.
@@ -155,6 +159,7 @@ def evaluate_segmentation(
     inference = inference or Inference()
     device, dtype = place(model)
     confusion = ConfusionMatrix(len(dataset.classes), device)
+    done = 0
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats, pixels
     with evaluating(model):
         for images, labels in _batches(dataset, batch_size, workers, rank, world):
@@ -169,10 +174,16 @@ def evaluate_segmentation(
             confusion.update(logits.argmax(1), labels, dataset.ignore_index)
             sums[0] += F.cross_entropy(logits, labels, ignore_index=dataset.ignore_index, reduction="sum").double()
             sums[1] += (labels != dataset.ignore_index).sum()
+            done += len(images) * world
+            if report is not None:
+                report(min(done, len(dataset)), len(dataset))
     if world > 1:
         confusion.all_reduce()
         torch.distributed.all_reduce(sums)
-    return {**confusion.compute(), "loss": float(sums[0] / sums[1])}
+    figures = {**confusion.compute(), "loss": float(sums[0] / sums[1])}
+    if per_class:
+        figures |= {f"iou {name}": iou for name, iou in zip(dataset.classes, confusion.iou.tolist())}
+    return figures
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -18,7 +18,11 @@ from repertory.data.images import ImageData, ImageSet, prepare
 from repertory.data.loading import load
 from repertory.data.preprocessing import Preprocessing
 from repertory.data.reading import read_image
+from repertory.data.segmentation import SegmentationData, SegmentationSet
 from repertory.files import Replacement
+
+if TYPE_CHECKING:
+    from repertory.training.inference import Inference
 
 CONFIG = "config.yaml"
 CLASSES = "classes.json"
@@ -70,37 +74,160 @@ class Run:
         names = getattr(self.model, "class_names", None)
         return tuple(names) if names else ()
 
-    def evaluate(self, data: str | Path | ImageData | None = None, batch_size: int = 128) -> dict[str, float]:
-        """Top-1 accuracy and error, cross entropy (nats) and calibration error, as fractions.
+    @property
+    def task(self) -> str:
+        """What the model is for: ``classification`` or ``segmentation``."""
+        entry = getattr(self.model, "catalogue_entry", None) or {}
+        given = self.config.get("task") or entry.get("settings", {}).get("task")
+        return str(given or catalog.model_task(entry.get("name", "")))
+
+    def evaluate(
+        self,
+        data: str | Path | ImageData | SegmentationData | None = None,
+        batch_size: int | None = None,
+        *,
+        root: str | Path | None = None,
+        inference: Inference | None = None,
+        per_class: bool = False,
+        progress: Callable[[int, int], None] | bool | None = False,
+    ) -> dict[str, float]:
+        """Figures on validation data, fractions and nats.
+
+        Of a classifier top-1 accuracy and error, cross entropy and calibration error; of a segmentor mean intersection
+        over union, pixel and mean accuracy over all pixels, and cross entropy.
 
         Args:
-            data: bundled name (its validation part), folder, or data set; the run's own validation data when absent.
+            data: name (its validation part), folder, or data set; the run's own validation data when absent.
                 Of a folder ``CLASS/*`` that the run was not trained on, every picture counts.
-            batch_size: images at a time.
+            batch_size: images at a time; 128, or 8 of a segmentor, when absent.
+            root: where the files of a published data set lie.
+            inference: how a segmentor scores pictures; as in its training when absent, see :meth:`inference`.
+            per_class: also give ``iou NAME`` of every class of a segmentor.
+            progress: of a segmentor, called with (images done, images in all); True and False force or forbid a bar.
 
         Raises:
             ValueError: where the data have a class that the model does not know, or the run does not name its data.
         """
+        if self.task == "segmentation":
+            return self._evaluate_segmentation(data, root, batch_size or 8, inference, per_class, progress)
+        if inference is not None or per_class:
+            raise ValueError("inference and per_class are for segmentors; the model is a classifier")
         from repertory.training.evaluation import evaluate
 
-        dataset = self._evaluation_data(data)
+        dataset = self._evaluation_data(data, root)
+        if not isinstance(dataset, ImageSet):
+            raise ValueError("the data have masks, which a classifier does not predict")
         if self.classes:
             dataset = dataset.with_classes(self.classes)
         with _BestDevice(self.model) as model:
-            return evaluate(model, dataset.with_preprocessing(model.preprocessing), batch_size=batch_size)
+            return evaluate(model, dataset.with_preprocessing(model.preprocessing), batch_size=batch_size or 128)
 
-    def _evaluation_data(self, data: str | Path | ImageData | None) -> ImageSet:
-        own = self.config.get("data")
+    def _evaluate_segmentation(
+        self,
+        data: Any,
+        root: str | Path | None,
+        batch_size: int,
+        inference: Inference | None,
+        per_class: bool,
+        progress: Callable[[int, int], None] | bool | None,
+    ) -> dict[str, float]:
+        from repertory.training.reporting import reporting
+        from repertory.training.segmentation import evaluate_segmentation
+
+        dataset = self._evaluation_data(data, root)
+        if not isinstance(dataset, SegmentationSet):
+            raise ValueError("the data have no masks, against which a segmentor could be evaluated")
+        if self.classes and dataset.classes != self.classes:
+            raise ValueError(
+                f"the data have the classes {_some(dataset.classes)}; the model was trained on {_some(self.classes)}"
+            )
+        with _BestDevice(self.model) as model, reporting(progress, "evaluating") as report:
+            return evaluate_segmentation(
+                model,
+                dataset.with_preprocessing(model.preprocessing),
+                inference=inference or self.inference(),
+                batch_size=batch_size,
+                per_class=per_class,
+                report=report,
+            )
+
+    def inference(
+        self,
+        name: str | None = None,
+        overlap: float | None = None,
+        scales: Sequence[float] | None = None,
+        mirror: bool | None = None,
+    ) -> Inference:
+        """How a segmentor scores pictures: as its training said, but for what is given.
+
+        Args:
+            name: ``whole``, ``resized`` or ``sliding``, see :class:`~repertory.training.SegmentationSettings`.
+            overlap: share of a sliding window that the next one covers again.
+            scales: factors of a picture's size whose scores are averaged.
+            mirror: average the scores of the mirrored picture too.
+        """
+        from repertory.training.inference import Inference
+        from repertory.training.settings import SegmentationSettings
+
+        given = {"inference": name, "overlap": overlap, "scales": scales, "mirror": mirror}
+        own = {key: self.config[key] for key in given if key in self.config}
+        chosen = SegmentationSettings(**own | {key: value for key, value in given.items() if value is not None})
+        size = self.model.preprocessing.size
+        return Inference.of(chosen.inference, size, chosen.overlap, chosen.scales, chosen.mirror)
+
+    def _evaluation_data(self, data: Any, root: str | Path | None) -> ImageSet | SegmentationSet:
+        own, fraction = self.config.get("data"), self.config.get("val_fraction", 0.2)
+        size = self.config.get("image_size")
         if data is None:
             if own is None:
                 raise ValueError(f"{self.path} does not name the data it was trained on: give data")
-            return load(own, val_fraction=self.config.get("val_fraction", 0.2)).val
-        if isinstance(data, ImageData):
+            place = root if root is not None else self.config.get("root")
+            return load(own, root=place, size=size if own == "composites" else None, val_fraction=fraction).val
+        if isinstance(data, (ImageData, SegmentationData)):
             return data.val
+        if self.task == "segmentation":
+            return load(data, root=root, size=size if data == "composites" else None, val_fraction=fraction).val
         is_folder = isinstance(data, Path) or "/" in data
         if is_folder and (own is None or str(Path(data).expanduser().resolve()) != own):
             return load_whole_folder(Path(data).expanduser(), self.model.preprocessing)
-        return load(data, val_fraction=self.config.get("val_fraction", 0.2)).val
+        return load(data, root=root, val_fraction=fraction).val
+
+    def segment(
+        self,
+        images: str | Path | Iterable[str | Path],
+        out: str | Path,
+        *,
+        inference: Inference | None = None,
+        opacity: float = 0.6,
+        progress: Callable[[int, int], None] | bool | None = False,
+    ) -> list[dict[str, Any]]:
+        """Write the class of every pixel of pictures, at the pictures' own size.
+
+        ``out/indices/NAME.png`` holds class indices (with the palette of the data, so that viewers colour them), and
+        ``out/overlays/NAME.png`` those colours over the picture; names are those below the folder that was given.
+
+        Args:
+            images: a file, a folder (searched to its depths), or several of them.
+            out: folder to write to; what it holds of the same names is replaced.
+            inference: how pictures are scored; as in training when absent, see :meth:`inference`.
+            opacity: of the colours in the overlays, 0 to 1.
+            progress: called with (pictures done, pictures in all); True and False force or forbid a bar.
+
+        Returns:
+            A row a picture: ``image``, ``indices``, ``overlay`` (paths), ``shares`` (class name: share of the pixels).
+
+        Raises:
+            FileNotFoundError: where a file or folder does not exist.
+            ValueError: for a classifier, a folder without pictures, or a damaged picture (named).
+        """
+        if self.task != "segmentation":
+            raise ValueError(f"the model of {self.path} is a classifier: use predict")
+        from repertory.workflows.segmentation import segment_pictures
+
+        places = [images] if isinstance(images, (str, Path)) else images
+        with _BestDevice(self.model) as model:
+            target = Path(out).expanduser()
+            return segment_pictures(model, places, target, inference or self.inference(), opacity, progress)
 
     def predict(
         self,
@@ -121,6 +248,8 @@ class Run:
             FileNotFoundError: where a file or folder does not exist.
             ValueError: for a folder without pictures, or a damaged picture (named).
         """
+        if self.task == "segmentation":
+            raise ValueError(f"the model of {self.path} is a segmentor: use segment")
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be 1 or more")
         paths = _pictures([images] if isinstance(images, (str, Path)) else images)
@@ -171,6 +300,8 @@ def _model(weights: Weights, model: str | nn.Module | None, config: Mapping[str,
         return model
     name = model or weights.description.get("model")
     args: dict[str, Any] = {}
+    if weights.description.get("model") is None and config.get("task") is not None:
+        args["task"] = config["task"]
     if weights.description.get("model") is None:
         named = config.get("model")
         name = model or (named if named in catalog.list_models() or _is_timm(named) else None)
@@ -179,7 +310,7 @@ def _model(weights: Weights, model: str | nn.Module | None, config: Mapping[str,
                 f"{weights.source} was trained on a module, {named}: give model=, a module built as it was"
             )
         if name is not None and name == named:
-            args = dict(config.get("model_args", {}))
+            args |= config.get("model_args", {})
         classes = weights.description.get("classes")
         if classes:
             args.setdefault("num_classes", len(classes))
@@ -189,6 +320,10 @@ def _model(weights: Weights, model: str | nn.Module | None, config: Mapping[str,
     if name is None:
         raise ValueError(f"{weights.source} does not say which model it holds: give model (--model), its name")
     return catalog.create_model(name, checkpoint=weights, **args)
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _is_timm(name: Any) -> bool:

@@ -24,12 +24,14 @@ from repertory.checkpoints import WEIGHTS, adopt, write_weights
 from repertory.data.images import ImageData
 from repertory.data.loading import load, with_channels
 from repertory.data.preprocessing import Preprocessing
+from repertory.data.segmentation import SegmentationData
 from repertory.errors import unknown_name
 from repertory.files import Replacement
 from repertory.training.method import Method
-from repertory.training.settings import FitSettings
+from repertory.training.settings import FitSettings, SegmentationSettings
 from repertory.workflows.run import CLASSES, CONFIG, Run
 
+Data = ImageData | SegmentationData
 MethodLike = str | tuple[str, Mapping[str, Any]] | Method
 # What a run consists of; nothing else in the folder is ever removed.
 RUN_FILES = (CONFIG, CLASSES, "metrics.csv", WEIGHTS)
@@ -39,11 +41,14 @@ RUN_FOLDERS = ("checkpoints", "tensorboard")
 def train(
     model: str | nn.Module,
     *,
-    data: str | Path | ImageData,
+    data: str | Path | Data,
+    task: str | None = None,
+    root: str | Path | None = None,
     methods: Sequence[MethodLike] = (),
     settings: FitSettings | None = None,
     model_args: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
+    reset_head: bool | None = None,
     image_size: int | None = None,
     val_fraction: float = 0.2,
     out: str | Path | None = None,
@@ -55,28 +60,36 @@ def train(
     """Train ``model`` and return the run.
 
     Args:
-        model: name of a model of ours or timm's, or a module (left as it is; a copy is trained).
-        data: bundled name, folder (a text with ``/``, or a ``Path``), or an :class:`~repertory.data.ImageData`.
+        model: name of a model of ours or timm's, or a module (left as it is; a copy is trained). For segmentation a
+            backbone becomes a segmentor, see :func:`repertory.create_model`.
+        data: name, folder (a text with ``/``, or a ``Path``), :class:`~repertory.data.ImageData` or
+            :class:`~repertory.data.segmentation.SegmentationData`; see :func:`repertory.data.load`.
+        task: ``classification`` or ``segmentation``, to be sure of what the data say.
+        root: where the files of a published data set lie.
         methods: names, (name, settings) or :class:`~repertory.training.Method` objects, acted on in this order.
-        settings: how to train; ``options`` change single values of it (``epochs=3``).
+        settings: how to train, :class:`~repertory.training.SegmentationSettings` for segmentation; ``options`` change
+            single values of it (``epochs=3``).
         model_args: settings for the model's builder; ``num_classes`` follows from the data.
-        checkpoint: weights to begin with, as for :func:`repertory.create_model`; another classifier is made anew.
-        image_size: side of the square images, in place of the model's own size (or of 32 for bundled thumbnails, where
-            a model without ``checkpoint`` takes that).
+        checkpoint: weights to begin with, as for :func:`repertory.create_model`.
+        reset_head: make the classifier anew where that of ``checkpoint`` has other classes, or refuse; when absent
+            that of a classifier is made anew, and that of a segmentor, often a good part of it, is not.
+        image_size: side of the square images, in place of the model's own size (or of 32 for bundled thumbnails and of
+            64 for composites, where a model without ``checkpoint`` takes that).
         val_fraction: share of each class held out where the data have no split of their own.
         out: folder of the run; ``runs/<model>-<methods>-<seed>`` when absent.
         resume: go on with the run in ``out`` (begin it where there is none).
         overwrite: replace the run in ``out``; other files in the folder stay.
         progress: called with (images done, images in all); True and False force or forbid the progress bar.
-        options: values of :class:`~repertory.training.FitSettings` by name.
+        options: values of the settings by name.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: bad input, in one sentence, before anything is written.
         FileExistsError: where ``out`` holds a run and neither ``resume`` nor ``overwrite`` is given.
         KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM; the step was finished and the run can be resumed.
     """
-    settings = _settings(settings, options)
-    loaded = data if isinstance(data, ImageData) else load(data, val_fraction=val_fraction)
+    loaded = load_data(data, root, val_fraction, image_size)
+    kind = _checked_task(task, loaded)
+    settings = _settings(settings, options, kind)
     acting = [_method(method) for method in methods]
     from repertory.training.engine import check_claims, fit
 
@@ -84,20 +97,24 @@ def train(
     name = model if isinstance(model, str) else type(model).__name__
     folder = _folder(out, name, [label for label, _, _ in acting], settings.seed)
     config = {
+        "task": kind if kind != "classification" else None,
         "model": name,
         "model_args": dict(model_args or {}),
         "checkpoint": str(checkpoint) if checkpoint is not None else None,
         "image_size": image_size,
         "method": [label for label, _, _ in acting],
         **{label: given for label, given, _ in acting if given},
-        "data": loaded.name if isinstance(data, ImageData) else _absolute(data),
+        "data": _absolute(data) if isinstance(data, (str, Path)) else loaded.name,
+        "root": _absolute(Path(root)) if root is not None else None,
         "val_fraction": val_fraction,
         **dataclasses.asdict(settings),
     }
     config = {key: value for key, value in config.items() if value not in (None, {})}
     _check_existing(folder, config, resume, overwrite)
-    built = _build(model, loaded, model_args or {}, checkpoint, settings.seed)
-    small = _least_size(loaded) if isinstance(data, str) and "/" not in data and checkpoint is None else None
+    anew = reset_head if reset_head is not None else kind == "classification"
+    built = _build(model, loaded, model_args or {}, checkpoint, anew, settings.seed)
+    bundled = isinstance(data, str) and "/" not in data and root is None
+    small = _least_size(loaded) if bundled and checkpoint is None else None
     loaded = _fitted(built, name, loaded, image_size, small)
     if _first_process():
         _prepare(folder, config, loaded.classes, overwrite)
@@ -118,12 +135,34 @@ def train(
     return Run(folder, trained, config, dict(result.metrics))
 
 
-def _settings(settings: FitSettings | None, options: Mapping[str, Any]) -> FitSettings:
-    known = {field.name for field in dataclasses.fields(FitSettings)}
+def load_data(data: str | Path | Data, root: str | Path | None, val_fraction: float, image_size: int | None) -> Data:
+    """The data set meant by ``data``; composites are drawn at the size that is asked for."""
+    if not isinstance(data, (str, Path)):
+        return data
+    size = image_size if data == "composites" else None
+    return load(data, root=root, size=size, val_fraction=val_fraction)
+
+
+def _checked_task(task: str | None, data: Data) -> str:
+    """The task of ``data``; ValueError where another is asked for."""
+    if task is not None and task not in catalog.TASKS:
+        raise unknown_name("task", task, catalog.TASKS)
+    if task not in (None, data.task):
+        raise ValueError(
+            f"task is {task!r}, but {data.name} is data for {data.task}: give task={data.task!r} (--task {data.task})"
+        )
+    return data.task
+
+
+def _settings(settings: FitSettings | None, options: Mapping[str, Any], task: str) -> FitSettings:
+    if task == "segmentation":
+        settings = SegmentationSettings.of(settings) if settings is not None else SegmentationSettings()
+    settings = settings or FitSettings()
+    known = {field.name for field in dataclasses.fields(settings)}
     for option in options:
         if option not in known:
             raise unknown_name("setting of train", option, known)
-    return dataclasses.replace(settings or FitSettings(), **options)
+    return dataclasses.replace(settings, **options)
 
 
 def _method(given: MethodLike) -> tuple[str, dict[str, Any], Method]:
@@ -194,7 +233,12 @@ def _yaml(config: Mapping[str, Any]) -> str:
 
 
 def _build(
-    model: str | nn.Module, data: ImageData, model_args: Mapping[str, Any], checkpoint: str | Path | None, seed: int
+    model: str | nn.Module,
+    data: Data,
+    model_args: Mapping[str, Any],
+    checkpoint: str | Path | None,
+    reset_head: bool,
+    seed: int,
 ) -> nn.Module:
     """A copy of the module, or the model of that name with as many classes and channels as the data have."""
     if not isinstance(model, str):
@@ -210,10 +254,10 @@ def _build(
         given.setdefault("in_chans", 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return catalog.create_model(model, checkpoint=checkpoint, reset_head=True, **given)
+        return catalog.create_model(model, checkpoint=checkpoint, reset_head=reset_head, task=data.task, **given)
 
 
-def _bind(model: Any, data: ImageData, image_size: int | None) -> ImageData:
+def _bind(model: Any, data: Data, image_size: int | None) -> Data:
     """``data`` as ``model`` wants them; what that is travels on with the model."""
     preprocessing = getattr(model, "preprocessing", None)
     if not isinstance(preprocessing, Preprocessing):
@@ -225,17 +269,22 @@ def _bind(model: Any, data: ImageData, image_size: int | None) -> ImageData:
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}; it must be 1 or more pixels")
         preprocessing = dataclasses.replace(preprocessing, size=(image_size, image_size))
+    if isinstance(data, SegmentationData):
+        preprocessing = dataclasses.replace(preprocessing, crop=1.0)
+        model.palette = data.palette.tolist()
     model.preprocessing, model.class_names = preprocessing, data.classes
     return data.with_preprocessing(preprocessing)
 
 
-def _least_size(data: ImageData) -> int | None:
+def _least_size(data: Data) -> int | None:
     """The side at which a network learns bundled thumbnails from scratch; at its own size they would be all blur."""
     side = max(data.preprocessing.size)
+    if data.task == "segmentation":
+        return side
     return max(32, side) if side < 64 else None
 
 
-def _fitted(model: Any, name: str, data: ImageData, image_size: int | None, small: int | None) -> ImageData:
+def _fitted(model: Any, name: str, data: Data, image_size: int | None, small: int | None) -> Data:
     """``data`` bound to ``model`` and tried: at ``image_size``, else at the ``small`` size if the model takes it."""
     if image_size is None and small is not None:
         own = getattr(model, "preprocessing", None)
@@ -256,9 +305,10 @@ def _input_channels(model: nn.Module) -> int | None:
     return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
 
-def _try_out(model: nn.Module, name: str, data: ImageData) -> None:
+def _try_out(model: nn.Module, name: str, data: Data) -> None:
     """One image through the model, so that what does not fit is said before training and not in the middle of it."""
     image = data.val[0][0][None]
+    wanted = (1, len(data.classes), *(image.shape[2:] if data.task == "segmentation" else ()))
     parameter = next(model.parameters(), None)
     training = model.training
     try:
@@ -271,16 +321,16 @@ def _try_out(model: nn.Module, name: str, data: ImageData) -> None:
         ) from error
     finally:
         model.train(training)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != len(data.classes):
+    if not isinstance(logits, torch.Tensor) or logits.shape != wanted:
         gave = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the model {name} gives {gave}; {data.name} needs logits (images, {len(data.classes)}), one for each class"
-        )
+        needed = ", ".join(str(side) for side in ("images", *wanted[1:]))
+        raise ValueError(f"the model {name} gives {gave}; {data.name} needs logits ({needed}), one for each class")
 
 
 def _dressed(model: Any, like: Any) -> Any:
     """``model`` with the name, preprocessing and class names of ``like``; a method may have built it anew."""
-    adopt(model, {"preprocessing": like.preprocessing.to_dict(), "classes": like.class_names})
+    palette = getattr(like, "palette", None)
+    adopt(model, {"preprocessing": like.preprocessing.to_dict(), "classes": like.class_names, "palette": palette})
     if hasattr(like, "catalogue_entry"):
         catalog.label(model, **like.catalogue_entry)
     return model
