@@ -321,3 +321,13 @@ def test_models_are_created_by_name():
 def test_bad_input_is_refused_in_one_sentence(make, complaint):
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+def test_gates_begin_open_and_logits_near_zero():
+    torch.manual_seed(0)
+    model, images = spgnet_small(19).train(), torch.randn(2, 3, 64, 64)
+    assert model(images)["out"].abs().mean() < 0.5
+    guide = model.guidance(images)[0]
+    assert ((guide > 0.3) & (guide < 0.7)).float().mean() > 0.95
+    model.reset_classifier(7)
+    assert model(images)["out"].abs().mean() < 0.5

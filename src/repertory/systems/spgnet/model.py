@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 from repertory.data.preprocessing import Preprocessing
-from repertory.systems.spgnet.gates import Reweighting, build_gate
+from repertory.systems.spgnet.gates import Reweighting, SemanticGate, build_gate
 
 PREPROCESSING = Preprocessing(size=(769, 769), crop=1.0)
 STRIDES = (4, 8, 16, 32)
@@ -266,10 +266,19 @@ class SPGNet(nn.Module):
             {str(i): self._head() for i, passage in enumerate(self.passages) if intermediate and not passage.supervised}
         )
         self.classifier = self._head()
-        for module in (*later, self.decoders, self.passages, self.aggregations, self.heads, self.classifier):
+        for module in (*later, self.decoders, self.passages, self.aggregations):
             module.apply(_initialise)
         if backbone is None:
             first.apply(_initialise)
+        self._quieten()
+
+    def _quieten(self) -> None:
+        """Let every layer that makes logits begin near zero (inferred): large first logits would shut SPG's gates."""
+        gates = [cast("Any", passage).gate for passage in self.passages]
+        predicting = [gate.predict for gate in gates if isinstance(gate, SemanticGate)]
+        for layer in (*predicting, *self.heads.values(), self.classifier):
+            nn.init.normal_(cast("Any", layer).weight, std=0.01)
+            nn.init.zeros_(cast("Any", layer).bias)
 
     def _gate(self) -> nn.Module | None:
         return build_gate(self.gate_kind, self.num_features, self.num_classes, **self.gate_settings)
@@ -363,6 +372,7 @@ class SPGNet(nn.Module):
         self.classifier = self._head()
         for module in (*made, self.classifier):
             module.apply(_initialise).to(device=like.device, dtype=like.dtype).train(self.training)
+        self._quieten()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every level and every upsampling module in the backward pass instead of keeping activations.
