@@ -5,8 +5,8 @@ import torch
 
 from repertory import catalog, create_model
 from repertory.parity import check_conversion, load, run_vector
-from repertory.systems.ccnet.authors import from_authors
 from repertory.systems.ccnet import ccnet_resnet101
+from repertory.systems.ccnet.authors import from_authors
 from repertory.systems.ccnet.parity import DRIVERS
 
 VECTORS = sorted((catalog.room("ccnet") / "vectors").iterdir(), key=lambda path: path.name)
