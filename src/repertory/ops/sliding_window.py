@@ -4,7 +4,7 @@ The authors unfold the values, forty-nine copies of them for a 7 x 7 window, and
 pixel. A sum over taps needs neither: each tap reads one shifted view of the padded values, the static filter that is
 added is a depth-wise convolution, and the backward pass is written out and gathers by the same views.
 
-:func:`pad`, :func:`windows`, :func:`mirrored` and :func:`vmapped` are shared with dilated attention.
+:func:`pad`, :func:`windows` and :func:`mirrored` are shared with dilated attention.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from repertory.ops.backend import being_traced, check, compiled, compiler_found, needs_triton
+from repertory.ops.backend import being_traced, check, compiled, needs_triton
 
-# Products of weight and value in one call from which inductor's compilation repays soon. A function of the arguments
-# alone, so that a resumed run takes the path that the uncut one took.
-_REPAYS = 200_000_000
-_BLOCK = 65_536  # values of one eager step: what it reads and adds to stays in the second cache
+_BLOCK = 131_072  # values of one eager step: what it reads and adds to stays in the second cache
 
 
 def sliding_window_sum(
@@ -74,7 +71,8 @@ def sliding_window_sum(
     if backend == "triton":
         raise ValueError(f"backend is 'triton', which takes CUDA tensors below float64; value is {value.dtype}")
     tensors = [x if x is None else x.to(wide) for x in (value, weights, mul, add)]
-    out = _sum(*tensors, window) if being_traced() else _Sum.apply(*tensors, window, _path(backend, value, window))
+    path = "compiled" if backend == "compiled" else "eager"  # eager is the faster of the two where it was measured
+    out = _sum(*tensors, window) if being_traced() else _Sum.apply(*tensors, window, path)
     return out.to(value.dtype)
 
 
@@ -111,7 +109,9 @@ def _check(value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | Non
         raise ValueError(f"value is {shape}; it must be (B, C, H, W)")
     expected = (shape[0], *weights.shape[1:3], *shape[2:])
     if weights.ndim != 5 or tuple(weights.shape) != expected:
-        raise ValueError(f"weights are {tuple(weights.shape)}; with values {shape} they must be (B, heads, k * k, H, W)")
+        raise ValueError(
+            f"weights are {tuple(weights.shape)}; with values {shape} they must be (B, heads, k * k, H, W)"
+        )
     side = math.isqrt(weights.shape[2])
     if side**2 != weights.shape[2] or side % 2 == 0:
         raise ValueError(f"weights have {weights.shape[2]} taps; their number must be the square of an odd side")
@@ -132,13 +132,6 @@ def _nothing(value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | N
     """The empty output, still part of the graph of all that is given."""
     zero = sum((x.sum() for x in _given(weights, mul, add)), torch.zeros((), device=value.device))
     return value + 0 * zero.to(value.dtype)
-
-
-def _path(backend: str, value: Tensor, window: Window) -> str:
-    if backend == "compiled":
-        return "compiled"
-    repays = value.numel() * window.taps >= _REPAYS and compiler_found() and not value.is_cuda
-    return "compiled" if backend == "auto" and repays else "eager"
 
 
 def _reference(value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | None, window: Window) -> Tensor:
@@ -261,6 +254,10 @@ class _Rows:
         self.inner(flat).copy_(x)
         return flat
 
+    def zeros(self, runs: Tensor) -> Tensor:
+        """Zeros as ``padded`` has them, for as many ``runs``."""
+        return runs.new_zeros(*runs.shape[:-1], self.run + 2 * self.padding * (self.stride + 1))
+
     def inner(self, flat: Tensor) -> Tensor:
         """The view (…, H, W) of the map inside ``padded``."""
         first = self.padding * (self.stride + 1)
@@ -279,63 +276,77 @@ class _Rows:
         return [flat[..., start : start + self.run] for start in self.starts]
 
 
-def _blocks(window: Window, rows: _Rows) -> Iterator[tuple[int, slice]]:
-    """Head, and a slice of its channels, in steps that fit the cache."""
-    depth = window.channels // window.heads
-    step = max(1, min(depth, _BLOCK // rows.run))
-    for head in range(window.heads):
-        for first in range(head * depth, (head + 1) * depth, step):
-            yield head, slice(first, min(first + step, (head + 1) * depth))
+def _blocks(entries: int, depth: int, run: int) -> Iterator[tuple[slice, slice]]:
+    """Heads (of any image), and channels of each, in steps that fit the cache: some heads whole, or a part of one."""
+    heads, channels = max(1, _BLOCK // (depth * run)), max(1, min(depth, _BLOCK // run))
+    for head in range(0, entries, heads):
+        for channel in range(0, depth, channels):
+            yield slice(head, head + heads), slice(channel, channel + channels)
+
+
+def _by_head(x: Tensor, window: Window) -> Tensor:
+    """(B, C, …) as (B * heads, C / heads, …)."""
+    return _split(x, window.heads).flatten(0, 1)
+
+
+def _repeated(ghost: Tensor | None, batch: int, window: Window) -> Tensor | None:
+    """(C, taps) as (B * heads, C / heads, taps), the same for every image."""
+    return None if ghost is None else _by_head(ghost.expand(batch, *ghost.shape), window)
 
 
 def _eager_sum(value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | None, window: Window) -> Tensor:
-    """As ``_sum``, an image and a few channels of a head at a time: what a step touches stays in the cache."""
-    rows = _Rows(*value.shape[2:], window)
-    out = value.new_empty(value.shape) if add is None else _static(value, add, window).contiguous()
-    for image in range(len(value)):
-        for head, part in _blocks(window, rows):
-            own_weights = rows.runs(weights[image, head])
-            taps = rows.taps(rows.padded(value[image, part]))
-            total = value.new_zeros(part.stop - part.start, rows.run)
-            for index, tap in enumerate(taps):
-                total.addcmul_(own_weights[index], tap if mul is None else tap * mul[part, index, None])
-            plain = rows.plain(total)
-            out[image, part] = plain if add is None else out[image, part] + plain
-    return out
+    """As ``_sum``, some heads or channels at a time: what a step touches stays in the cache."""
+    rows, batch = _Rows(*value.shape[2:], window), len(value)
+    values, filters, factors = _by_head(value, window), weights.flatten(0, 1), _repeated(mul, batch, window)
+    out = torch.empty_like(values, memory_format=torch.contiguous_format)
+    for heads, part in _blocks(*values.shape[:2], rows.run):
+        taps, own_weights = rows.taps(rows.padded(values[heads, part])), rows.runs(filters[heads])
+        total, scaled = torch.zeros_like(taps[0]), torch.empty_like(taps[0])
+        for index, tap in enumerate(taps):
+            if factors is not None:
+                tap = torch.mul(tap, factors[heads, part, index, None], out=scaled)
+            total.addcmul_(own_weights[:, index, None], tap)
+        out[heads, part] = rows.plain(total)
+    out = out.reshape(value.shape)
+    return out if add is None else out.add_(_static(value, add, window))
 
 
 def _eager_gradients(
     grad: Tensor, value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | None, window: Window
 ) -> Gradients:
-    """As ``_gradients``, a few channels at a time, adding into the taps of one padded map."""
-    rows = _Rows(*value.shape[2:], window)
-    to_value = value.new_empty(value.shape)
-    to_weights = weights.new_zeros(weights.shape)
-    to_mul, to_add = (None if x is None else x.new_zeros(x.shape) for x in (mul, add))
-    for image in range(len(value)):
-        for head, part in _blocks(window, rows):
-            own_weights, own_grad = rows.runs(weights[image, head]), rows.runs(grad[image, part])
-            product, weighted = torch.empty_like(own_grad), torch.empty_like(own_grad)
-            sums = torch.empty_like(own_weights)
-            back = own_grad.new_zeros(len(own_grad), rows.run + 2 * rows.padding * (rows.stride + 1))
-            targets = rows.taps(back)[::1]
-            for index, tap in enumerate(rows.taps(rows.padded(value[image, part]))):
-                torch.mul(own_grad, tap, out=product)
-                if to_add is not None:
-                    to_add[part, index] += product.sum(1)
-                if mul is None or to_mul is None:
-                    torch.sum(product, 0, out=sums[index])
-                    targets[index].addcmul_(own_weights[index], own_grad)
-                    continue
-                factor = mul[part, index]
-                to_mul[part, index] += product @ own_weights[index]
-                torch.mv(product.t(), factor, out=sums[index])
-                targets[index].addcmul_(own_weights[index], torch.mul(own_grad, factor[:, None], out=weighted))
-            to_weights[image, head] += rows.plain(sums)
-            to_value[image, part] = rows.inner(back)
+    """As ``_gradients``, some heads or channels at a time, adding into the taps of one padded map."""
+    rows, batch = _Rows(*value.shape[2:], window), len(value)
+    grads, values, filters = _by_head(grad, window), _by_head(value, window), weights.flatten(0, 1)
+    factors = _repeated(mul, batch, window)
+    shape = *values.shape[:2], window.taps
+    to_factors, to_added = (None if x is None else x.new_empty(shape) for x in (mul, add))
+    to_values = torch.empty_like(values, memory_format=torch.contiguous_format)
+    to_filters = torch.zeros_like(filters, memory_format=torch.contiguous_format)
+    for heads, part in _blocks(*values.shape[:2], rows.run):
+        own_grad, own_weights = rows.runs(grads[heads, part]), rows.runs(filters[heads])
+        product, scaled, sums = torch.empty_like(own_grad), torch.empty_like(own_grad), torch.empty_like(own_weights)
+        back = rows.zeros(own_grad)
+        targets = rows.taps(back)
+        for index, tap in enumerate(rows.taps(rows.padded(values[heads, part]))):
+            torch.mul(own_grad, tap, out=product)
+            if to_added is not None:
+                torch.sum(product, 2, out=to_added[heads, part, index])
+            spread = own_grad
+            if factors is not None and to_factors is not None:
+                to_factors[heads, part, index] = torch.linalg.vecdot(product, own_weights[:, index, None])
+                spread = torch.mul(own_grad, factors[heads, part, index, None], out=scaled)
+                torch.mul(spread, tap, out=product)
+            torch.sum(product, 1, out=sums[:, index])
+            targets[index].addcmul_(own_weights[:, index, None], spread)
+        to_filters[heads] += rows.plain(sums)
+        to_values[heads, part] = rows.inner(back)
+    to_value = to_values.reshape(value.shape)
     if add is not None:
         to_value += _static(grad, add.flip(1), window)
-    return to_value, to_weights, to_mul, to_add
+    to_mul, to_add = (
+        None if x is None else x.reshape(batch, window.channels, -1).sum(0) for x in (to_factors, to_added)
+    )
+    return to_value, to_filters.reshape(weights.shape), to_mul, to_add
 
 
 def _forward(

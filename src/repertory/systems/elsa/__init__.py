@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repertory.systems.elsa.drop_in import elsa_in_swin, elsa_in_volo, elsa_volo_d1
     from repertory.systems.elsa.model import (
         ELSASwin,
         HadamardAttention,
@@ -17,11 +18,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "ELSASwin": "model",
     "HadamardAttention": "model",
+    "elsa_in_swin": "drop_in",
+    "elsa_in_volo": "drop_in",
     "elsa_swin_base": "model",
     "elsa_swin_small": "model",
     "elsa_swin_tiny": "model",
+    "elsa_volo_d1": "drop_in",
 }
-__all__ = ["ELSASwin", "HadamardAttention", "elsa_swin_base", "elsa_swin_small", "elsa_swin_tiny"]
+__all__ = [
+    "ELSASwin",
+    "HadamardAttention",
+    "elsa_in_swin",
+    "elsa_in_volo",
+    "elsa_swin_base",
+    "elsa_swin_small",
+    "elsa_swin_tiny",
+    "elsa_volo_d1",
+]
 
 
 def __getattr__(name: str) -> Any:

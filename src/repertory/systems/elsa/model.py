@@ -133,9 +133,9 @@ class HadamardAttention(nn.Module):
 class WindowAttention(nn.Module):
     """Swin's attention within square windows, shifted or not, of a map of any size: (B, H, W, ``dim``) to the same.
 
-    Windows have ``window_size`` pixels a side, or those of the map's shorter side where that is less; then nothing is
-    shifted. Other maps are padded with zeros, below and to the right, to whole windows; the padding is attended to, as in
-    the authors' dense backbone.
+    With ``shrink``, as in the authors' classifier, a map whose shorter side has at most ``window_size`` pixels is cut into
+    windows of that side, and nothing is shifted. Other maps, without ``shrink`` all, are padded with zeros, below and to
+    the right, to whole windows; the padding is attended to, as in the authors' dense backbone.
 
     ``relative_bias`` (num_heads, (2 * window_size - 1) ** 2) is looked up by key minus query coordinates.
     """
@@ -146,6 +146,7 @@ class WindowAttention(nn.Module):
         num_heads: int,
         window_size: int = 7,
         shifted: bool = False,
+        shrink: bool = True,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         drop: float = 0.0,
@@ -156,7 +157,8 @@ class WindowAttention(nn.Module):
             raise ValueError(f"dim is {dim}; it must be a multiple of num_heads, which is {num_heads}")
         if window_size < 1:
             raise ValueError(f"window_size is {window_size}; it must be at least 1")
-        self.num_heads, self.window_size, self.shifted, self.backend = num_heads, window_size, shifted, backend
+        self.num_heads, self.window_size, self.backend = num_heads, window_size, backend
+        self.shifted, self.shrink = shifted, shrink
         self.relative_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
         nn.init.trunc_normal_(self.relative_bias, std=0.02)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -167,8 +169,9 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attended ``x``, (B, H, W, dim)."""
         batch, height, width, dim = x.shape
-        side = min(self.window_size, height, width)
-        shift = side // 2 if self.shifted and min(height, width) > self.window_size else 0
+        shrunk = self.shrink and min(height, width) <= self.window_size
+        side = min(height, width) if shrunk else self.window_size
+        shift = side // 2 if self.shifted and not shrunk else 0
         down, right = -height % side, -width % side
         x = F.pad(x, (0, 0, 0, right, 0, down)).roll((-shift, -shift), (1, 2))
         rows, columns = (height + down) // side, (width + right) // side
@@ -324,7 +327,9 @@ class ELSASwin(nn.Module):
     ) -> None:
         super().__init__()
         if not depths or len(depths) != len(num_heads):
-            raise ValueError(f"depths and num_heads list {len(depths)} and {len(num_heads)} stages; they must be as many")
+            raise ValueError(
+                f"depths and num_heads list {len(depths)} and {len(num_heads)} stages; they must be as many"
+            )
         if dense and num_classes:
             raise ValueError(f"num_classes is {num_classes}; the dense form has no classifier, so it must be 0")
         self.num_classes, self.grad_checkpointing = num_classes, False
@@ -336,8 +341,10 @@ class ELSASwin(nn.Module):
         def attention(stage: int, block: int) -> nn.Module:
             width, heads = widths[stage], num_heads[stage]
             if stage == len(depths) - 1:
-                shifted = bool(block % 2)
-                return WindowAttention(width, heads, window_size, shifted, qkv_bias, attn_drop, drop, backend)
+                shifted = block % 2 == 1
+                return WindowAttention(
+                    width, heads, window_size, shifted, not dense, qkv_bias, attn_drop, drop, backend
+                )
             shape, ghosts = (width, heads, kernel_size, group_width), (lam, gamma)
             return HadamardAttention(*shape, *ghosts, qk_scale, qkv_bias, 1, attn_drop, drop, backend)
 

@@ -42,7 +42,10 @@ class _Stages(nn.Module):
             after = x if last else model.stages.get_submodule(f"{index + 1}.downsample")(x)
             outputs[f"layers{index}"] = after.flatten(1, 2)
         features = model.norm(x).permute(0, 3, 1, 2)
-        return outputs | {"out": model.forward_head(features), "features": model.forward_head(features, pre_logits=True)}
+        return outputs | {
+            "out": model.forward_head(features),
+            "features": model.forward_head(features, pre_logits=True),
+        }
 
 
 def classifier(case: Case) -> dict[str, Tensor]:
@@ -97,7 +100,9 @@ def operator(case: Case) -> dict[str, Tensor]:
 
 def _only_stride_1(case: Case) -> None:
     if case.config["stride"] != 1:
-        raise ValueError(f"stride is {case.config['stride']}; ELSA is defined for 1, at which its output fits the input")
+        raise ValueError(
+            f"stride is {case.config['stride']}; ELSA is defined for 1, at which its output fits the input"
+        )
 
 
 DRIVERS: dict[str, Driver] = {
