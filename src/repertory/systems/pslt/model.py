@@ -204,9 +204,9 @@ def _overwrites(module: nn.Module, x: Tensor, largest: int) -> bool:
     Half of what the early stages take on CPU beside their products is fresh memory for maps that leave the cache; small
     maps (``largest`` values an image) are not worth it.
     """
-    if x.shape[0] * largest < CACHE // 4:
-        return False
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or being_traced():
+        return False
+    if x.shape[0] * largest < CACHE // 4:
         return False
     for layer in module.children():
         if layer._forward_hooks or layer._forward_pre_hooks:
@@ -366,7 +366,7 @@ class LadderBlock(nn.Module):
         super().__init__()
         shifts = progressive(window_size) if shifts is None else tuple(shifts)
         _check_ladder(dim, num_heads, window_size, shifts)
-        self.window_size, self.shifts = window_size, shifts
+        self.dim, self.window_size, self.shifts = dim, window_size, shifts
         self.branches = nn.ModuleList(
             Branch(
                 dim // len(shifts),
@@ -385,6 +385,8 @@ class LadderBlock(nn.Module):
 
     def forward(self, x: Tensor, windows: Windows | None = None) -> Tensor:
         """(B, H, W, dim) to (B, H, W, dim); ``windows`` spares computing them again for a map of the same size."""
+        if x.ndim != 4 or x.shape[-1] != self.dim:
+            raise ValueError(f"x is {tuple(x.shape)}; it must be (B, H, W, {self.dim})")
         if windows is None:
             windows = Windows(x.shape[1], x.shape[2], self.window_size, self.shifts, x.device)
         outs: list[Tensor] = []
@@ -406,10 +408,15 @@ def _check_ladder(dim: int, num_heads: int, window_size: int, shifts: Sequence[i
         raise ValueError(f"window_size is {window_size}; it must be at least 1")
     if not shifts or max(map(abs, shifts)) >= window_size:
         raise ValueError(f"shifts are {tuple(shifts)}; there must be some, all shorter than window_size {window_size}")
+    if num_heads < 1:
+        raise ValueError(f"num_heads is {num_heads}; it must be at least 1")
     whole = len(shifts) * num_heads
-    if num_heads < 1 or dim < 1 or dim % whole:
-        near = f"; {dim // whole * whole or whole} or {(dim // whole + 1) * whole} would do" if num_heads > 0 else ""
-        raise ValueError(f"dim is {dim}; it must be a multiple of {len(shifts)} branches x {num_heads} heads{near}")
+    if dim < 1 or dim % whole:
+        least = max(dim // whole, 1) * whole
+        raise ValueError(
+            f"dim is {dim}; it must be a multiple of {len(shifts)} branches x {num_heads} heads; "
+            f"{least} or {least + whole} would do"
+        )
 
 
 class PatchMerging(nn.Module):
