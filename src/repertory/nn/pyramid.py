@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from repertory.nn.recompute import recompute
 
 
 class Stage(nn.Module):
@@ -27,7 +28,7 @@ class Stage(nn.Module):
         x = self.downsample(x)
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             for block in self.blocks:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = recompute(block, x)
             return x
         return self.blocks(x)
 
