@@ -1,8 +1,8 @@
 """Every pixel's own filter applied to its neighbourhood, as ELSA defines it (arXiv 2112.12786).
 
-The authors unfold the values, forty-nine copies of them for a 7 x 7 window, and build a filter for every channel at every
-pixel. A sum over taps needs neither: each tap reads one shifted view of the padded values, the static filter that is
-added is a depth-wise convolution, and the backward pass is written out and gathers by the same views.
+The authors unfold the values, forty-nine copies of them for a 7 x 7 window, and build a filter for every channel at
+every pixel. A sum over taps needs neither: each tap reads one shifted view of the padded values, the static filter that
+is added is a depth-wise convolution, and the backward pass is written out and uses the same views.
 
 :func:`pad`, :func:`windows` and :func:`mirrored` are shared with dilated attention.
 """

@@ -31,7 +31,9 @@ def test_any_size_works_and_sizes_round_up(size, dense):
     strides = (4, 8, 16, 32)
     assert [tuple(m.shape[2:]) for m in maps] == [tuple(-(-side // stride) for side in size) for stride in strides]
     assert all(m.isfinite().all() for m in maps)
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {n: t.shape for n, t in before.items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        n: t.shape for n, t in before.items()
+    }
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -14,7 +14,7 @@ from repertory.systems.elsa import ELSASwin, HadamardAttention, elsa_swin_base, 
 from repertory.systems.elsa.model import WindowAttention
 
 BUILDERS = {"elsa_swin_tiny": elsa_swin_tiny, "elsa_swin_small": elsa_swin_small, "elsa_swin_base": elsa_swin_base}
-# multiply-adds counted in the authors' code, convolutions and matrix products alone; ELSA layers (stage: depth)
+# multiply-adds counted in the authors' code, convolutions and matrix products alone
 COUNTED = {"elsa_swin_tiny": 4.637e9, "elsa_swin_small": 9.335e9, "elsa_swin_base": 16.369e9}
 
 
@@ -36,8 +36,8 @@ def test_parameters_are_counted_exactly(name):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_multiply_adds_at_224_are_those_of_the_authors_code(name):
-    """Unit: multiply-adds of convolutions and matrix products, one 224-pixel image. The authors' aggregation is neither, so
-    that it is missing in what was counted in their code: k * k * C * H * W a layer, which is added here.
+    """Unit: multiply-adds of convolutions and matrix products, one 224-pixel image. The authors' aggregation is neither,
+    so that it is missing in what was counted in their code: k * k * C * H * W a layer, which is added here.
     """
     with torch.device("meta"):
         model, images = BUILDERS[name](backend="reference").eval(), torch.zeros(1, 3, 224, 224)

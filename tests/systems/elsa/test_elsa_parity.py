@@ -64,7 +64,11 @@ def test_conversion_is_strict_and_leaves_out_what_is_bound_to_a_resolution():
     check_conversion(model, converted)
     for name, tensor in model.state_dict().items():
         assert torch.equal(converted[name], tensor), name
-    for name in ("layers.0.downsample.reduction.weight", "layers.0.blocks.0.attn.ghost_head", "layers.3.blocks.0.attn.rb"):
+    for name in (
+        "layers.0.downsample.reduction.weight",
+        "layers.0.blocks.0.attn.ghost_head",
+        "layers.3.blocks.0.attn.rb",
+    ):
         lacking = {key: value for key, value in state.items() if key != name}
         with pytest.raises(ValueError, match="missing"):
             check_conversion(model, from_authors(lacking))

@@ -64,7 +64,7 @@ def elsa_in_swin(model: nn.Module, stages: Sequence[int] | None = None, **settin
         ValueError: for stages that it lacks, or settings that a layer cannot take.
     """
     if not isinstance(model, (SwinTransformer, SwinTransformerV2)):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a SwinTransformer or SwinTransformerV2 of timm")
+        raise TypeError(f"model is a {type(model).__name__}; it must be a SwinTransformer, or V2 of it, of timm")
     model = copy.deepcopy(model)
     count = len(model.layers)
     wanted = range(count - 1) if stages is None else [stage + count if stage < 0 else stage for stage in stages]

@@ -1,10 +1,10 @@
 """ELSA: enhanced local self-attention, and the Swin transformer that attends by it.
 
-Zhou et al., "ELSA: Enhanced Local Self-Attention for Vision Transformer", arXiv 2112.12786 (2021). Attention within local
-windows is no better than a convolution. ELSA makes a filter for every pixel from the element-wise product of its own query
-and key (Hadamard attention), lets a small grouped convolution bring the neighbourhood into it, and adds a static filter
-to every channel (the ghost head). ELSA-Swin attends so in all stages but the last. Nothing is training-only but dropout
-and drop-path.
+Zhou et al., "ELSA: Enhanced Local Self-Attention for Vision Transformer", arXiv 2112.12786 (2021). Attention within
+local windows is no better than a convolution. ELSA makes a filter for every pixel from the element-wise product of its
+own query and key (Hadamard attention), lets a small grouped convolution bring the neighbourhood into it, and adds a
+static filter to every channel (the ghost head). ELSA-Swin attends so in all stages but the last. Nothing is
+training-only but dropout and drop-path.
 
 Maps are (B, H, W, C) between blocks. Any height and width work: what a size needs is made in each call.
 """
@@ -32,10 +32,10 @@ PATCH = 4  # pixels of a token
 class HadamardAttention(nn.Module):
     """Local attention by filters made of each pixel's own query and key: (B, H, W, ``dim``) to (B, H, W, ``dim``).
 
-    Query times key, ``filters`` (a grouped convolution, GELU, a 1 x 1 convolution) and a softmax over the taps give every
-    head a ``kernel_size`` x ``kernel_size`` filter h at every pixel. Channel c of head g then takes the weighted sum of
-    its neighbourhood with ``M[c] ** lam * h[g] + gamma * A[c]``; M and A are the ghost head. Values outside the map are
-    zero, their weights count all the same.
+    Query times key, ``filters`` (a grouped convolution, GELU, a 1 x 1 convolution) and a softmax over the taps give
+    every head a ``kernel_size`` x ``kernel_size`` filter h at every pixel. Channel c of head g then takes the weighted
+    sum of its neighbourhood with ``M[c] ** lam * h[g] + gamma * A[c]``; M and A are the ghost head. Values outside the
+    map are zero, their weights count all the same.
 
     Args:
         dim: channels C.
@@ -133,9 +133,9 @@ class HadamardAttention(nn.Module):
 class WindowAttention(nn.Module):
     """Swin's attention within square windows, shifted or not, of a map of any size: (B, H, W, ``dim``) to the same.
 
-    With ``shrink``, as in the authors' classifier, a map whose shorter side has at most ``window_size`` pixels is cut into
-    windows of that side, and nothing is shifted. Other maps, without ``shrink`` all, are padded with zeros, below and to
-    the right, to whole windows; the padding is attended to, as in the authors' dense backbone.
+    With ``shrink``, as in the authors' classifier, a map whose shorter side has at most ``window_size`` pixels is cut
+    into windows of that side, and nothing is shifted. Other maps, without ``shrink`` all, are padded with zeros, below
+    and to the right, to whole windows; the padding is attended to, as in the authors' dense backbone.
 
     ``relative_bias`` (num_heads, (2 * window_size - 1) ** 2) is looked up by key minus query coordinates.
     """
@@ -230,7 +230,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Images (B, C, H, W) to normalised tokens (B, H / 4, W / 4, dim), zeros added below and to the right if need be."""
+    """Images (B, C, H, W) to normalised tokens (B, H / 4, W / 4, dim), padded with zeros below and to the right."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int = PATCH) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours side by side, normalised, projected to twice the width: (B, H, W, C) to (B, H / 2, W / 2, 2 C)."""
+    """Four neighbours, normalised, projected to twice the width: (B, H, W, C) to (B, H / 2, W / 2, 2 C)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -300,7 +300,8 @@ class ELSASwin(nn.Module):
         backend: path of the attention operators; ``reference`` shows every product to a FLOP counter.
 
     Raises:
-        ValueError: for settings of stages that differ in length, that a layer cannot take, or a dense form with classes.
+        ValueError: for settings of stages that differ in length or that a layer cannot take, and for a dense form with
+            classes.
     """
 
     def __init__(
