@@ -237,13 +237,14 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, masked_axes: int, path: 
 
 
 def _backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Sequence[Tensor], masked_axes: int, path: str
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Sequence[Tensor], path: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, each of its shape and type."""
     if path == "triton":
         from repertory.ops.criss_cross_triton import gradients
 
-        return gradients(grad, query, key, value, *kept, masked_axes)
+        columns, rows, sums, out = kept
+        return gradients(grad, query, key, value, columns, rows, sums, out)
     sizes, dtype = tuple(query.shape[2:]), _wide(query)
     to_logits, put = _parts(path).to_logits, _parts(path).write
     d_query, d_key, d_value = (_empty_like(x) for x in (query, key, value))
@@ -285,11 +286,11 @@ class _Attend(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         out, *kept = output
         ctx.mark_non_differentiable(*kept)
-        ctx.settings = inputs[3:]
+        ctx.path = inputs[-1]
         ctx.save_for_backward(*inputs[:3], *kept, *((out,) if inputs[-1] == "triton" else ()))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
         query, key, value, *kept = ctx.saved_tensors
-        return *_backward(grad, query, key, value, kept, *ctx.settings), None, None
+        return *_backward(grad, query, key, value, kept, ctx.path), None, None
