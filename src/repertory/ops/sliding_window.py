@@ -64,15 +64,18 @@ def sliding_window_sum(
     mul, add = (x if x is None else x.reshape(value.shape[1], side**2) for x in (ghost_mul, ghost_add))
     if not value.numel():
         return _nothing(value, weights, mul, add)
-    if backend == "reference":
-        return _reference(*(x if x is None else x.to(wide) for x in (value, weights, mul, add)), window).to(value.dtype)
-    if wide != torch.float64 and needs_triton(backend, value):
+    if wide != torch.float64 and backend != "reference" and needs_triton(backend, value):
         return _Sum.apply(value, weights, mul, add, window, "triton")
     if backend == "triton":
         raise ValueError(f"backend is 'triton', which takes CUDA tensors below float64; value is {value.dtype}")
-    tensors = [x if x is None else x.to(wide) for x in (value, weights, mul, add)]
-    path = "compiled" if backend == "compiled" else "eager"  # eager is the faster of the two where it was measured
-    out = _sum(*tensors, window) if being_traced() else _Sum.apply(*tensors, window, path)
+    values, filters = value.to(wide), weights.to(wide)
+    mul, add = (x if x is None else x.to(wide) for x in (mul, add))
+    if backend == "reference":
+        out = _reference(values, filters, mul, add, window)
+    elif being_traced():
+        out = _sum(values, filters, mul, add, window)
+    else:  # eager is the faster of the two on every CPU that it was measured on
+        out = _Sum.apply(values, filters, mul, add, window, "compiled" if backend == "compiled" else "eager")
     return out.to(value.dtype)
 
 
@@ -296,10 +299,10 @@ def _repeated(ghost: Tensor | None, batch: int, window: Window) -> Tensor | None
 
 def _eager_sum(value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | None, window: Window) -> Tensor:
     """As ``_sum``, some heads or channels at a time: what a step touches stays in the cache."""
-    rows, batch = _Rows(*value.shape[2:], window), len(value)
+    rows, batch = _Rows(value.shape[2], value.shape[3], window), len(value)
     values, filters, factors = _by_head(value, window), weights.flatten(0, 1), _repeated(mul, batch, window)
     out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    for heads, part in _blocks(*values.shape[:2], rows.run):
+    for heads, part in _blocks(values.shape[0], values.shape[1], rows.run):
         taps, own_weights = rows.taps(rows.padded(values[heads, part])), rows.runs(filters[heads])
         total, scaled = torch.zeros_like(taps[0]), torch.empty_like(taps[0])
         for index, tap in enumerate(taps):
@@ -315,14 +318,14 @@ def _eager_gradients(
     grad: Tensor, value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | None, window: Window
 ) -> Gradients:
     """As ``_gradients``, some heads or channels at a time, adding into the taps of one padded map."""
-    rows, batch = _Rows(*value.shape[2:], window), len(value)
+    rows, batch = _Rows(value.shape[2], value.shape[3], window), len(value)
     grads, values, filters = _by_head(grad, window), _by_head(value, window), weights.flatten(0, 1)
     factors = _repeated(mul, batch, window)
     shape = *values.shape[:2], window.taps
     to_factors, to_added = (None if x is None else x.new_empty(shape) for x in (mul, add))
     to_values = torch.empty_like(values, memory_format=torch.contiguous_format)
     to_filters = torch.zeros_like(filters, memory_format=torch.contiguous_format)
-    for heads, part in _blocks(*values.shape[:2], rows.run):
+    for heads, part in _blocks(values.shape[0], values.shape[1], rows.run):
         own_grad, own_weights = rows.runs(grads[heads, part]), rows.runs(filters[heads])
         product, scaled, sums = torch.empty_like(own_grad), torch.empty_like(own_grad), torch.empty_like(own_weights)
         back = rows.zeros(own_grad)

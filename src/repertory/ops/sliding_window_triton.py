@@ -1,9 +1,9 @@
 """Filters of every pixel on CUDA: three Triton kernels, none of them scattering.
 
 A program takes a tile of pixels of one head of one image; the gradient of the values is the same sum with every tap
-mirrored. Gradients of the static filters are added up by a program a tap and share of the pixels, and their partial sums
-then, so that a result does not depend on the order of programs. Tensors are read by their strides, so that slices
-of a projection and channels-last maps need no copy. Sums are float32.
+mirrored. Gradients of the static filters are added up by a program a tap and share of the pixels, and then those
+partial sums, so that a result does not depend on the order of programs. Tensors are read by their strides, so that
+slices of a projection and channels-last maps need no copy. Sums are float32.
 """
 
 from __future__ import annotations

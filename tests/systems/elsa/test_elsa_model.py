@@ -36,8 +36,8 @@ def test_parameters_are_counted_exactly(name):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_multiply_adds_at_224_are_those_of_the_authors_code(name):
-    """Unit: multiply-adds of convolutions and matrix products, one 224-pixel image. The authors' aggregation is neither,
-    so that it is missing in what was counted in their code: k * k * C * H * W a layer, which is added here.
+    """Unit: multiply-adds of convolutions and matrix products, one 224-pixel image. The authors' aggregation is
+    neither, so that it is missing in what was counted in their code: k * k * C * H * W a layer, added here.
     """
     with torch.device("meta"):
         model, images = BUILDERS[name](backend="reference").eval(), torch.zeros(1, 3, 224, 224)

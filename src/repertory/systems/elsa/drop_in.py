@@ -57,7 +57,7 @@ def elsa_in_swin(model: nn.Module, stages: Sequence[int] | None = None, **settin
         model: a Swin or Swin V2 of timm.
         stages: indices of the stages that change (negative ones count from the end); None is all but the last, whose
             map is one window at the size of training, as in ELSA-Swin.
-        settings: those of :class:`HadamardAttention`, ``dim`` and ``num_heads`` excepted; dropout is that of the blocks.
+        settings: those of :class:`HadamardAttention` but ``dim`` and ``num_heads``; dropout is that of the blocks.
 
     Raises:
         TypeError: where ``model`` is no Swin of timm.
@@ -71,7 +71,7 @@ def elsa_in_swin(model: nn.Module, stages: Sequence[int] | None = None, **settin
     if not all(0 <= stage < count for stage in wanted):
         raise ValueError(f"stages are {list(stages or ())}; there are stages 0 to {count - 1}")
     for stage in wanted:
-        blocks = model.layers[stage].blocks
+        blocks: Any = model.layers[stage].blocks
         for index, block in enumerate(blocks):
             if isinstance(block, LocalBlock):
                 raise ValueError(f"stages hold {stage}, which attends by ELSA already")
@@ -93,9 +93,9 @@ def elsa_in_volo(model: nn.Module, **settings: Any) -> nn.Module:
     if not isinstance(model, VOLO):
         raise TypeError(f"model is a {type(model).__name__}; it must be a VOLO of timm")
     model = copy.deepcopy(model)
-    for block in model.modules():
-        if isinstance(block, Outlooker):
-            block.attn = _like(block.attn, block.norm1.weight.shape[0], block.norm1.weight, {**READING, **settings})
+    outlookers: list[Any] = [module for module in model.modules() if isinstance(module, Outlooker)]
+    for block in outlookers:
+        block.attn = _like(block.attn, block.norm1.weight.shape[0], block.norm1.weight, {**READING, **settings})
     return model
 
 
