@@ -204,6 +204,14 @@ def test_every_digit_has_ink_at_the_least_size(source):
         assert (module._ink(image, numbers, recipe) >= 0.5).any()
 
 
+def test_a_digit_larger_than_its_picture_is_cut_and_still_seen():
+    recipe = Recipe(size=(16, 40), objects=(1, 2), scale=(1.0, 1.0), rotation=180, source="digits")
+    for index in range(40):
+        scene = draw("train", 0, index, recipe)
+        assert scene.amodal.flatten(1).any(1).all()
+        assert float(scene.visible.min()) >= recipe.min_visible
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [

