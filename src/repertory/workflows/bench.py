@@ -60,11 +60,10 @@ def _both_ways(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Call
 
 
 def _global(side: int, device: str) -> Call:
-    def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (x.reshape(1, HEADS, CHANNELS // HEADS, -1).transpose(2, 3) for x in (query, key, value))
-        return F.scaled_dot_product_attention(q, k, v)
-
-    return _both_ways(forward, _leaves(side, device, *[CHANNELS] * 3))
+    """On tokens (1, heads, N, C / heads), as a transformer has them: other strides would forfeit the fast kernels."""
+    maps = _leaves(side, device, *[CHANNELS] * 3)
+    tokens = [x.detach().reshape(1, HEADS, CHANNELS // HEADS, -1).transpose(2, 3).contiguous() for x in maps]
+    return _both_ways(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), [x.requires_grad_() for x in tokens])
 
 
 def _dilated(side: int, device: str) -> Call:
@@ -93,13 +92,11 @@ def _frequency(side: int, device: str) -> Call:
 
 
 def _natten(side: int, device: str) -> Call:
+    """On (1, H, W, heads, C / heads), as that package wants them."""
     na2d = importlib.import_module("natten").na2d
-
-    def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads = [x.permute(0, 2, 3, 1).unflatten(3, (HEADS, CHANNELS // HEADS)) for x in (query, key, value)]
-        return na2d(*heads, kernel_size=WINDOW)
-
-    return _both_ways(forward, _leaves(side, device, *[CHANNELS] * 3))
+    maps = _leaves(side, device, *[CHANNELS] * 3)
+    heads = [x.detach().permute(0, 2, 3, 1).unflatten(3, (HEADS, CHANNELS // HEADS)).contiguous() for x in maps]
+    return _both_ways(lambda q, k, v: na2d(q, k, v, kernel_size=WINDOW), [x.requires_grad_() for x in heads])
 
 
 _OPERATORS: dict[str, Callable[[int, str], Call]] = {
