@@ -80,7 +80,10 @@ def test_the_reading_of_the_full_network_has_the_published_number_of_parameters(
 
 @pytest.mark.parametrize(
     ("builder", "base", "heads"),
-    [(container_pam_tiny, "deit_tiny_patch16_224", 3), (container_pam_small, "deit_small_patch16_224", 6)],
+    [
+        (container_pam_tiny, "deit_tiny_patch16_224", 3),
+        pytest.param(container_pam_small, "deit_small_patch16_224", 6, marks=pytest.mark.slow),
+    ],
 )
 def test_the_deit_variant_adds_one_static_matrix_a_head_to_deit(builder, base, heads):
     with torch.device("meta"):
@@ -164,15 +167,26 @@ def test_blocks_of_the_light_network_hold_one_mixing_scalar_that_starts_in_the_m
 
 
 @BUILT
-def test_gradient_checkpointing_changes_no_gradient(build):
+def test_gradient_checkpointing_changes_no_gradient_and_no_statistic(build):
     images, found = torch.randn(2, 3, 32, 32), []
     for enable in (False, True):
         model = build().train()
         model.set_grad_checkpointing(enable)
-        model(images).square().sum().backward()
-        found.append([p.grad for p in model.parameters()])
+        for _ in range(2):  # the second pass shows that statistics are tracked again after the first
+            model(images).square().sum().backward()
+        found.append([*(p.grad for p in model.parameters()), *model.buffers()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_blocks_are_computed_again_only_when_that_is_asked_for():
+    calls, model = [], light().train()
+    model.stages[0].blocks[0].aggregation.register_forward_hook(lambda *_: calls.append(1))
+    for enable, expected in ((False, 1), (True, 2)):
+        calls.clear()
+        model.set_grad_checkpointing(enable)
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert len(calls) == expected
 
 
 @BUILT
@@ -194,7 +208,7 @@ def test_drop_path_rises_linearly():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", ["light", pytest.param("full", marks=pytest.mark.slow), "pam"])
 def test_it_compiles_without_a_graph_break(name):
     model = TRACED[name]()
     images = torch.randn(1, 3, 32, 32)
@@ -202,7 +216,7 @@ def test_it_compiles_without_a_graph_break(name):
     torch.testing.assert_close(compiled(images), model(images), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", ["light", pytest.param("full", marks=pytest.mark.slow), "pam"])
 def test_an_exported_program_takes_other_batches(name):
     model = TRACED[name]()
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -15,7 +15,6 @@ Maps are (B, C, H, W) everywhere. Height and width must be multiples of the stri
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,9 +23,9 @@ from typing import Any
 import torch
 from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.pyramid import PyramidBackbone, Stage, initialise_linear
 from repertory.systems.container.aggregation import (
     Affinity,
     ContextAggregation,
@@ -96,25 +95,7 @@ def mixed_block(
     return Block(dim, ContextAggregation(dim, affinities, mixing), mlp_ratio, **dropping)
 
 
-class Stage(nn.Module):
-    """A patch embedding, then blocks. Its output is what dense prediction takes."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample, self.blocks = downsample, nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the stage's width at its stride."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            for block in self.blocks:
-                x = checkpoint(block, x, use_reentrant=False)
-            return x
-        return self.blocks(x)
-
-
-class Container(nn.Module):
+class Container(PyramidBackbone):
     """The pyramid backbone with its classifier; the defaults are those of CONTAINER-LIGHT.
 
     Args:
@@ -164,8 +145,7 @@ class Container(nn.Module):
             mlp_ratios=mlp_ratios,
             patch_sizes=patch_sizes,
         )
-        self.num_classes, self.in_chans, self.grad_checkpointing = num_classes, in_chans, False
-        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.in_chans = in_chans
         strides = [math.prod(patch_sizes[: stage + 1]) for stage in range(len(depths))]
         self.reduction = strides[-1]
         self.preprocessing = PREPROCESSING
@@ -197,87 +177,16 @@ class Container(nn.Module):
             stages.append(Stage(downsample, [block(stage, rate) for rate in dropped]))
             before = dim
         self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = nn.BatchNorm2d(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.feature_info = [
-            {"num_chs": dim, "reduction": stride, "module": f"stages.{stage}"}
-            for stage, (dim, stride) in enumerate(zip(embed_dims, strides, strict=True))
-        ]
-        _initialise(self.head)
+        self.norm = nn.BatchNorm2d(embed_dims[-1])
+        self.finish(num_classes, embed_dims, strides)
+        initialise_linear(self.head)  # the blocks hold convolutions alone, which keep PyTorch's own
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The maps of all stages at strides 4, 8, 16 and 32, (B, C_i, H_i, W_i), each before the next embedding."""
-        self._check(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Stage maps as timm's feature extractors ask for them.
-
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: stages wanted (negative ones count from the end), the last so many, or None for all.
-            norm: also normalise the last map.
-            stop_early: leave out the stages after the last wanted one.
-            output_fmt: ``NCHW``, the only layout.
-            intermediates_only: return the list alone, and not (last map, list).
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'")
-        wanted, count = self._stage_indices(indices), len(self.stages)
-        self._check(x)
-        maps = []
-        for index, stage in enumerate(self.stages[: max(wanted) + 1] if stop_early else self.stages):
-            x = stage(x)
-            if index in wanted:
-                maps.append(self.norm(x) if norm and index == count - 1 else x)
-        if intermediates_only:
-            return maps
-        return (x if stop_early and max(wanted) < count - 1 else self.norm(x)), maps
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the wanted stages do not need; return their indices."""
-        wanted = self._stage_indices(indices)
-        self.stages = self.stages[: max(wanted) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return wanted
-
-    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
-        if indices is None:
-            return list(range(count))
-        listed = range(count - indices, count) if isinstance(indices, int) else indices
-        wanted = [index + count if index < 0 else index for index in listed]
-        if not wanted or not all(0 <= index < count for index in wanted):
-            raise ValueError(f"indices are {indices}; there are stages 0 to {count - 1}")
-        return wanted
-
-    def _check(self, x: Tensor) -> None:
+    def enter(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) as they are, or ValueError where a stage cannot divide them."""
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"images are {tuple(x.shape)}; they must be (B, {self.in_chans}, H, W)")
         self._check_size("images are", (x.shape[-2], x.shape[-1]))
+        return x
 
     def _check_size(self, what: str, size: tuple[int, ...]) -> None:
         """Refuse what the strided embeddings would cut off in silence."""
@@ -288,53 +197,12 @@ class Container(nn.Module):
                 f"{what} {given}; height and width must be multiples of {self.reduction}, {fitting} would do"
             )
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, normalised: (B, num_features, H / 32, W / 32)."""
-        self._check(x)
-        return self.norm(self.stages(x))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of a normalised map, or its mean (B, num_features) with ``pre_logits``."""
-        features = x.mean((2, 3))
-        return features if pre_logits else self.head(features)
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits out of features."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new head for ``num_classes``; 0 leaves pooled features. Pooling is always the mean."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}; it must be 'avg'")
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype)
-        _initialise(self.head)
-
-    def deploy(self) -> Container:
-        """A copy for inference: the same parameters, none being training-only, in evaluation mode."""
-        model = copy.deepcopy(self).eval()
-        model.set_grad_checkpointing(False)
-        return model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
-
 
 def _same_length(**settings: Sequence[Any]) -> None:
     lengths = {name: len(values) for name, values in settings.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"settings list one value a stage, but there are {listed}; they must be as many")
-
-
-def _initialise(head: nn.Module) -> None:
-    """A truncated normal for the classifier; the blocks hold convolutions alone, which keep PyTorch's own."""
-    if isinstance(head, nn.Linear):
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
 
 
 def container_light(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> Container:
