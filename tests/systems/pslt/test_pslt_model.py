@@ -179,13 +179,13 @@ def test_alternating_shifts_are_those_of_swin():
     assert [block.shifts for block in small().stages[2].blocks] == [(0, -3, 3)] * 2
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    images, found = torch.randn(2, 3, 32, 32), []
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics():
+    images, found = torch.randn(2, 3, 64, 64), []
     for enable in (False, True):
         model = small(drop_path=0.0).train()
         model.set_grad_checkpointing(enable)
         model(images).square().sum().backward()
-        found.append([p.grad for p in model.parameters()])
+        found.append([p.grad for p in model.parameters()] + [b.clone() for b in model.buffers()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
 

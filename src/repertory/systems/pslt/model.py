@@ -13,7 +13,6 @@ width work: what depends on them is computed in every call, and nothing is kept.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,10 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.pyramid import PyramidBackbone, Stage, initialise_linear
+from repertory.nn.recompute import recompute
 from repertory.ops.backend import being_traced
 
 PREPROCESSING = Preprocessing(size=(224, 224), interpolation="bicubic", crop=0.875)
@@ -438,48 +438,26 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x)).permute(0, 3, 1, 2)
 
 
-class ConvStage(nn.Module):
-    """Inverted bottlenecks, the first at stride 2: (B, C, H, W) to (B, 2 C, H / 2, W / 2), rounded up."""
-
-    def __init__(self, dim: int, depth: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(
-            *(InvertedBottleneck(2 * dim if index else dim, 2 * dim, 1 if index else 2) for index in range(depth))
-        )
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The stage's map, which is what dense prediction takes."""
-        for block in self.blocks:
-            x = _run(block, x, self.grad_checkpointing and self.training)
-        return x
-
-
-class LadderStage(nn.Module):
+class LadderStage(Stage):
     """A downsampler, then ladder blocks: (B, C, H, W) to (B, 2 C, H / 2, W / 2), rounded up."""
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[LadderBlock]) -> None:
-        super().__init__()
-        self.downsample, self.blocks = downsample, nn.Sequential(*blocks)
+        super().__init__(downsample, blocks)
         self.window_size = blocks[0].window_size
         self.shifts = sorted({shift for block in blocks for shift in block.shifts})
-        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stage's map, which is what dense prediction takes."""
+        """The stage's map; its windows are computed once for all blocks."""
         x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
         windows = Windows(x.shape[1], x.shape[2], self.window_size, self.shifts, x.device)
+        again = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = _run(partial(block, windows=windows), x, self.grad_checkpointing and self.training)
+            run = partial(block, windows=windows)
+            x = recompute(block, x, run=run) if again else run(x)
         return x.permute(0, 3, 1, 2)
 
 
-def _run(block: Any, x: Tensor, recompute: bool) -> Tensor:
-    """``block`` of ``x``; with ``recompute`` its activations are computed again in the backward pass."""
-    return checkpoint(block, x, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x)
-
-
-class PSLT(nn.Module):
+class PSLT(PyramidBackbone):
     """The pyramid backbone with its classifier.
 
     Stages are numbered through: those of ``conv_depths`` (strides 4, 8), then those of ``depths`` (16, 32).
@@ -529,11 +507,9 @@ class PSLT(nn.Module):
         super().__init__()
         windows = [window_size] * len(depths) if isinstance(window_size, int) else list(window_size)
         _check_stages(embed_dim, conv_depths, depths, num_heads, windows, branches, shift, backend)
-        self.num_classes, self.in_chans, self.grad_checkpointing = num_classes, in_chans, False
-        self.preprocessing = PREPROCESSING
+        self.in_chans, self.preprocessing = in_chans, PREPROCESSING
         first = len(conv_depths)
         widths = [embed_dim * 2 ** (stage + 1) for stage in range(first + len(depths))]
-        self.num_features = self.head_hidden_size = widths[-1]
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
 
         def ladder(stage: int, index: int) -> LadderBlock:
@@ -552,86 +528,20 @@ class PSLT(nn.Module):
             )
 
         self.stem, self.drop = Stem(in_chans, embed_dim), nn.Dropout(drop)
-        stages: list[nn.Module] = [ConvStage(width // 2, depth) for width, depth in zip(widths, conv_depths)]
+        stages = [
+            Stage(nn.Identity(), _bottlenecks(embed_dim * 2**stage, depth)) for stage, depth in enumerate(conv_depths)
+        ]
         for stage, depth in enumerate(depths):
             width = widths[first + stage] // 2
             downsample = PatchMerging(width) if stage else InvertedBottleneck(width, 2 * width, 2)
             stages.append(LadderStage(downsample, [ladder(stage, index) for index in range(depth)]))
         self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = nn.LayerNorm(self.num_features) if final_norm else nn.Identity()
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.feature_info = [
-            {"num_chs": width, "reduction": 4 * 2**stage, "module": f"stages.{stage}"}
-            for stage, width in enumerate(widths)
-        ]
-        self.apply(_initialise)
+        self.norm = nn.LayerNorm(widths[-1]) if final_norm else nn.Identity()
+        self.finish(num_classes, widths, [4 * 2**stage for stage in range(len(widths))])
+        self.apply(initialise_linear)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The stage maps at strides 4, 8, 16 and 32, (B, C_i, H_i, W_i), each before the next downsampler."""
-        return self.forward_intermediates(x, intermediates_only=True)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Stage maps as timm's feature extractors ask for them.
-
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: stages wanted (negative ones count from the end), the last so many, or None for all.
-            norm: also normalise the last map.
-            stop_early: leave out the stages after the last wanted one.
-            output_fmt: ``NCHW``, the only layout.
-            intermediates_only: return the list alone, and not (last map, list).
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'")
-        wanted = self._stage_indices(indices)
-        x = self._stemmed(x)
-        maps = []
-        for index, stage in enumerate(self.stages):
-            if stop_early and index > max(wanted):
-                break
-            x = stage(x)
-            last = index == len(self.stages) - 1
-            if index in wanted:
-                maps.append(self._normalised(x) if norm and last else x)
-        return maps if intermediates_only else (self._normalised(x), maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the wanted stages do not need; return their indices."""
-        wanted = self._stage_indices(indices)
-        self.stages = self.stages[: max(wanted) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return wanted
-
-    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
-        if indices is None:
-            return list(range(count))
-        listed = range(count - indices, count) if isinstance(indices, int) else indices
-        wanted = [index + count if index < 0 else index for index in listed]
-        if not wanted or not all(0 <= index < count for index in wanted):
-            raise ValueError(f"indices are {indices}; there are stages 0 to {count - 1}")
-        return wanted
-
-    def _stemmed(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """The stem's map (B, e, H / 2, W / 2), sizes rounded up."""
         if x.ndim != 4 or x.shape[1] != self.in_chans or not x.shape[-1] or not x.shape[-2]:
             raise ValueError(
                 f"images are {tuple(x.shape)}; they must be (B, {self.in_chans}, H, W) with H and W at least 1"
@@ -640,41 +550,14 @@ class PSLT(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         return self.drop(self.stem(x))
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def last_map(self, x: Tensor) -> Tensor:
+        """The last map, normalised: (B, num_features, H / 32, W / 32), sizes rounded up."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, normalised: (B, num_features, H / 32, W / 32), sizes rounded up."""
-        return self._normalised(self.stages(self._stemmed(x)))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of a normalised map, or its mean (B, num_features) with ``pre_logits``."""
-        features = x.mean((2, 3))
-        return features if pre_logits else self.head(features)
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits out of features."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new head for ``num_classes``; 0 leaves pooled features. Pooling is always the mean."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}; it must be 'avg'")
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype)
-        _initialise(self.head)
-
-    def deploy(self) -> PSLT:
-        """A copy for inference: the same parameters, none being training-only, in evaluation mode."""
-        model = copy.deepcopy(self).eval()
-        model.set_grad_checkpointing(False)
-        return model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
+def _bottlenecks(width: int, depth: int) -> list[nn.Module]:
+    """Blocks of a convolutional stage, from ``width`` channels to twice as many, the first at stride 2."""
+    return [InvertedBottleneck(2 * width if index else width, 2 * width, 1 if index else 2) for index in range(depth)]
 
 
 def _shifts(shift: str, window_size: int, branches: int, index: int) -> tuple[int, ...]:
@@ -709,14 +592,6 @@ def _check_stages(
         raise ValueError(f"shift is {shift!r}; it must be one of {', '.join(SHIFTS)}")
     if backend not in ("auto", "reference"):
         raise ValueError(f"backend is {backend!r}; it must be 'auto' or 'reference'")
-
-
-def _initialise(module: nn.Module) -> None:
-    """Truncated normals for linear layers; convolutions and norms keep PyTorch's own."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def pslt_tiny(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> PSLT:

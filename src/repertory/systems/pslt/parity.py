@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repertory.parity import Case, Driver
 from repertory.systems.pslt.authors import block_from_authors, from_authors
-from repertory.systems.pslt.model import PSLT, InvertedBottleneck, LadderBlock
+from repertory.systems.pslt.model import PSLT, InvertedBottleneck, LadderBlock, LadderStage
 
 TABLE = "attn.relative_position_bias_table"
 
@@ -30,10 +30,10 @@ class _Outputs(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         model = self.model
         stages = list(model.stages.children())
-        outputs = {"patch_embed": model._stemmed(x)}
+        outputs = {"patch_embed": model.enter(x)}
         x, bottlenecks, ladders = outputs["patch_embed"], 0, 0
         for stage in stages:
-            if not hasattr(stage, "downsample"):
+            if not isinstance(stage, LadderStage):
                 for block in stage.blocks:  # type: ignore[union-attr]
                     x = block(x)
                     outputs[f"conv_layers{bottlenecks}"] = x
@@ -46,7 +46,7 @@ class _Outputs(nn.Module):
             merged = following[0].downsample(x) if following else x  # type: ignore[operator]
             outputs[f"layers{ladders}"] = merged.flatten(2).transpose(1, 2)
             ladders += 1
-        outputs["out"] = model.forward_head(model._normalised(x))
+        outputs["out"] = model.forward_head(model.last_map(x))
         return outputs
 
 
