@@ -270,3 +270,16 @@ def test_bad_input_is_refused_in_one_sentence(make, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_cost_is_linear_in_the_number_of_places():
+    """Twice the side is four times the places: four times the cost, where attention between all places has sixteen."""
+
+    def cost(side):
+        with torch.device("meta"):
+            encoder, x = PrototypeEncoder(16, backend="reference"), torch.zeros(1, 16, side, side)
+        with FlopCounterMode(display=False) as counter:
+            encoder(x)
+        return counter.get_total_flops()
+
+    assert cost(64) == 4 * cost(32)
