@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from repertory.evidence import Context
-from repertory.systems.spgnet.experiment import EXPERIMENT, border_contrast, digits_over_photographs, narrow
+from repertory.systems.spgnet.experiment import (
+    EXPERIMENT,
+    PROBE,
+    SCENE_CLASSES,
+    border_contrast,
+    digits_over_photographs,
+    narrow,
+    scenes,
+)
 
 CLASSES = 11
 
@@ -31,16 +39,25 @@ def test_the_control_begins_as_spg_does_and_is_supervised_as_often():
     assert [len(narrow(arm, CLASSES, 0)(images)["aux"]) for arm in EXPERIMENT.arms[1:]] == [1, 1, 1, 1]
 
 
-def test_method_and_baseline_are_arms_and_the_data_are_no_probe():
-    assert {EXPERIMENT.baseline, EXPERIMENT.method} <= {arm.name for arm in EXPERIMENT.arms}
+def test_method_and_baseline_are_arms_and_only_the_probe_is_one():
+    for experiment in (EXPERIMENT, PROBE):
+        assert {experiment.baseline, experiment.method} <= {arm.name for arm in experiment.arms}
+    assert PROBE.probe
     assert not EXPERIMENT.probe
 
 
-def test_scenes_follow_the_seed_alone():
+@pytest.mark.parametrize("make", [digits_over_photographs, scenes])
+def test_pictures_follow_the_seed_alone(make):
     scale = EXPERIMENT.scales["smoke"]
-    first, again, other = (digits_over_photographs(seed, scale).train[0] for seed in (0, 0, 1))
+    first, again, other = (make(seed, scale).train[0] for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
+
+
+def test_scenes_show_every_class():
+    data = scenes(0, PROBE.scales["smoke"])
+    shown = torch.cat([data.train[i][1].flatten() for i in range(len(data.train))]).unique()
+    assert shown.tolist() == list(range(len(SCENE_CLASSES)))
 
 
 def test_border_contrast_by_hand():

@@ -1,4 +1,4 @@
-"""Does it matter that the prediction behind the gate is supervised? Real digits over real photographs.
+"""Does it matter that the prediction behind the gate is supervised? Real digits over photographs; scenes as a probe.
 
 All arms have the same images, the same loss on every stage, and the same parameters at inference within 1%. In the
 arms whose gate predicts nothing to supervise, the first stage's loss is made by a head of its own, training-only: so
@@ -7,6 +7,8 @@ the arms differ in what gates, and not in how often the first stage is taught.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repertory.data.composites import Recipe, composites
-from repertory.data.segmentation import SegmentationData
+from repertory.data.preprocessing import Preprocessing
+from repertory.data.segmentation import ArraySegmentation, SegmentationData
 from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
 from repertory.systems.spgnet.model import SPGNet
 from repertory.training.engine import fit
@@ -24,6 +27,7 @@ from repertory.training.settings import SegmentationSettings
 
 SHALLOW, DEEP = (1, 1, 1, 1), (6, 5, 4, 5)  # depths of each of two stages, and of one with the parameters of both
 WIDTHS, DECODER_WIDTH = (32, 48, 64, 96), 32
+SCENE_CLASSES = ("ground", "plain disc", "striped disc", "plain box", "striped box", "bar")
 
 
 def narrow(arm: Arm, num_classes: int, seed: int) -> SPGNet:
@@ -57,6 +61,44 @@ def digits_over_photographs(seed: int, scale: Scale) -> SegmentationData:
     return composites(scale.settings["side"], scale.settings["train"], scale.settings["val"], seed, recipe)
 
 
+def scenes(seed: int, scale: Scale) -> SegmentationData:
+    """Discs, boxes and bars, plain or striped, in random colours, hiding each other before a noisy ground."""
+    generator = torch.Generator().manual_seed(seed)
+    side = scale.settings["side"]
+    look = Preprocessing(size=(side, side), crop=1.0, mean=(0.5,) * 3, std=(0.25,) * 3)
+    parts = []
+    for name in ("train", "val"):
+        drawn = [_scene(side, generator) for _ in range(scale.settings[name])]
+        images, masks = (torch.stack(one) for one in zip(*drawn, strict=True))
+        parts.append(ArraySegmentation(images, masks, SCENE_CLASSES, look))
+    return SegmentationData("scenes", parts[0], parts[1], SCENE_CLASSES, split="drawn apart by one seed")
+
+
+def _scene(side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One picture (3, side, side) in [0, 1] and its classes (side, side): three objects, later ones in front."""
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    image = torch.rand(3, 1, 1, generator=generator).expand(3, side, side).clone()
+    mask = torch.zeros(side, side, dtype=torch.int64)
+    for _ in range(3):
+        kind = int(torch.randint(1, len(SCENE_CLASSES), (1,), generator=generator))
+        down, right, size = (torch.rand(3, generator=generator) * side).tolist()
+        radius = side / 8 + size / 8  # an eighth to a quarter of the side
+        height, width = (rows - down).abs(), (columns - right).abs()
+        inside = {
+            1: height**2 + width**2 <= radius**2,
+            2: height**2 + width**2 <= radius**2,
+            3: (height <= radius) & (width <= radius),
+            4: (height <= radius) & (width <= radius),
+            5: height <= radius / 3,
+        }[kind]
+        color = torch.rand(3, 1, 1, generator=generator)
+        stripes = ((rows + columns) % 8 < 4).float() if kind in (2, 4) else torch.ones(side, side)
+        image = torch.where(inside, color * (0.3 + 0.7 * stripes), image)
+        mask[inside] = kind
+    noise = 0.05 * torch.randn(image.shape, generator=generator)
+    return (image + noise).clamp(0, 1), mask
+
+
 def border_contrast(guide: Tensor, mask: Tensor) -> float:
     """How differently a gate weighs pixels at class borders: mean over channels of |mean there - mean elsewhere|.
 
@@ -83,35 +125,38 @@ def _guidance(model: Any, data: Any) -> tuple[float, np.ndarray]:
     return border_contrast(guide, torch.stack(masks)), np.stack([grey] * 3, -1)
 
 
-def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
-    """Train the network of the arm, everything else alike, and judge its last stage once, at the end."""
-    data = digits_over_photographs(seed, scale)
-    settings = SegmentationSettings(
-        max_images=scale.images,
-        batch_size=scale.settings["batch_size"],
-        optimizer="adamw",
-        lr=scale.settings["lr"],
-        weight_decay=scale.settings["weight_decay"],
-        schedule="cosine",
-        warmup_epochs=scale.settings["warmup_epochs"],
-        clip_grad=scale.settings["clip_grad"],
-        augment=scale.settings["augment"],
-        aux_weight=1.0,  # every stage counts alike
-        seed=seed,
-        evaluate_every=0,
-        accelerator="cpu",
-        tensorboard=False,
-    )
-    model = narrow(arm, len(data.classes), seed)
-    result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-    if result.interrupted:
-        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-    curves = {name: points for name, points in result.curves.items() if name != "lr"}
-    metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-    pictures = sample_pictures(result.model, data, 2)
-    if arm.settings["gate"] in ("spg", "unsupervised"):
-        metrics["border_contrast"], pictures["Picture 1: gate"] = _guidance(result.model, data)
-    return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings}, pictures)
+def _runner(make_data: Callable[[int, Scale], SegmentationData]) -> Callable[[Arm, int, Scale, Context], ArmResult]:
+    def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
+        """Train the network of the arm, everything else alike, and judge its last stage once, at the end."""
+        data = make_data(seed, scale)
+        settings = SegmentationSettings(
+            max_images=scale.images,
+            batch_size=scale.settings["batch_size"],
+            optimizer="adamw",
+            lr=scale.settings["lr"],
+            weight_decay=scale.settings["weight_decay"],
+            schedule="cosine",
+            warmup_epochs=scale.settings["warmup_epochs"],
+            clip_grad=scale.settings["clip_grad"],
+            augment=scale.settings["augment"],
+            aux_weight=1.0,  # every stage counts alike
+            seed=seed,
+            evaluate_every=0,
+            accelerator="cpu",
+            tensorboard=False,
+        )
+        model = narrow(arm, len(data.classes), seed)
+        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
+        if result.interrupted:
+            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
+        curves = {name: points for name, points in result.curves.items() if name != "lr"}
+        metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+        pictures = sample_pictures(result.model, data, 2)
+        if arm.settings["gate"] in ("spg", "unsupervised"):
+            metrics["border_contrast"], pictures["Picture 1: gate"] = _guidance(result.model, data)
+        return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings}, pictures)
+
+    return run
 
 
 _RECIPE: dict[str, Any] = {
@@ -144,6 +189,18 @@ EXPERIMENT = Experiment(
         "smoke": Scale(2, 64, {**_RECIPE, "train": 32, "val": 8}),
         "small": Scale(5, 4_000, {**_RECIPE, "train": 400, "val": 100}),
     },
-    run=run,
+    run=_runner(digits_over_photographs),
     data="composites: real digits 0, 1 and 7 over real photographs, 48 x 48",
+)
+
+PROBE = replace(
+    EXPERIMENT,
+    question="In scenes of plain and striped shapes, does supervising the gate's prediction segment better?",
+    scales={
+        "smoke": Scale(2, 64, {**_RECIPE, "augment": "none", "train": 32, "val": 8}),
+        "small": Scale(5, 4_000, {**_RECIPE, "augment": "none", "train": 1_000, "val": 200}),
+    },
+    run=_runner(scenes),
+    data="discs, boxes and bars, plain or striped, 48 x 48, drawn by seed",
+    probe=True,
 )
