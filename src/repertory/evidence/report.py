@@ -319,25 +319,41 @@ def _figure(caption: str, image: str) -> str:
 
 
 def _pictures(system: Facts) -> str:
-    """The pictures of the first finished run of each arm, a picture that several arms share shown once."""
-    shown: dict[str, tuple[str, list[str], bool]] = {}
-    for arm in system["arms"]:
+    """The pictures of the first finished run of each arm, a picture that several arms share shown once.
+
+    Captions ``GROUP: WHAT`` stand in one row a group (image, truth, then what baseline, method and others made of it).
+    """
+    order = [system["baseline"], system["method"]]
+    arms = sorted(system["arms"], key=lambda arm: order.index(arm["name"]) if arm["name"] in order else len(order))
+    shown: dict[tuple[str, str], tuple[list[str], bool]] = {}
+    for arm in arms:
         run = arm["runs"][0] if arm["runs"] else {"pictures": []}
         for picture in run["pictures"]:
             data, tiny = _embed(Path(run["folder"]) / picture["file"])
-            caption, labels, _ = shown.setdefault(data, (picture["caption"], [], tiny))
+            labels, _ = shown.setdefault((picture["caption"], data), ([], tiny))
             labels.append(f"{arm['label']}, seed {run['seed']}")
     if not shown:
         return ""
-    items = []
-    for data, (caption, labels, tiny) in shown.items():
-        who = labels[0] if len(labels) == 1 else f"shared by {len(labels)} arms"
-        kind = ' class="tiny"' if tiny else ""
-        items.append(
-            f'<figure class="card"><img{kind} src="{data}" alt="{escape(f"{caption} ({who})")}">'
-            f"<figcaption><strong>{escape(caption)}</strong><br>{escape(who)}</figcaption></figure>"
-        )
-    return f'<h3>Sample images</h3><div class="pictures">{"".join(items)}</div>'
+    rows: dict[str, list[str]] = {}
+    for (caption, data), (labels, tiny) in shown.items():
+        group, _, what = caption.rpartition(": ")
+        rows.setdefault(group, []).append(_picture(caption, what, data, labels, tiny))
+    parts = [
+        f'<h4>{escape(group)}</h4><div class="pictures row">{"".join(items)}</div>'
+        if group
+        else f'<div class="pictures">{"".join(items)}</div>'
+        for group, items in rows.items()
+    ]
+    return f"<h3>Sample images</h3>{''.join(parts)}"
+
+
+def _picture(caption: str, what: str, data: str, labels: Sequence[str], tiny: bool) -> str:
+    who = labels[0] if len(labels) == 1 else f"shared by {len(labels)} arms"
+    kind = ' class="tiny"' if tiny else ""
+    return (
+        f'<figure class="card"><img{kind} src="{data}" alt="{escape(f"{caption} ({who})")}">'
+        f"<figcaption><strong>{escape(what)}</strong><br>{escape(who)}</figcaption></figure>"
+    )
 
 
 def _embed(path: Path) -> tuple[str, bool]:
