@@ -5,7 +5,7 @@ import repertory
 from repertory.ops.sliding_window import sliding_window_sum
 from repertory.systems.elsa import HadamardAttention, elsa_in_swin
 
-model = repertory.create_model("elsa_swin_tiny", num_classes=10, depths=(1, 1, 1, 2)).eval()
+model = repertory.create_model("elsa_swin_tiny", num_classes=10, embed_dim=48, depths=(1, 1, 1, 2)).eval()
 images = torch.randn(1, 3, 70, 96)  # any height and width
 with torch.no_grad():
     logits = model(images)  # (1, 10)

@@ -10,9 +10,9 @@ is added is a depth-wise convolution, and the backward pass is written out and u
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +82,8 @@ def sliding_window_sum(
 _FLOAT = torch.float32
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True)
+class Window:
     """``side`` x ``side`` taps ``rate`` apart, over ``channels`` in ``heads`` contiguous slices."""
 
     side: int
@@ -115,8 +116,10 @@ def _check(value: Tensor, weights: Tensor, mul: Tensor | None, add: Tensor | Non
         raise ValueError(
             f"weights are {tuple(weights.shape)}; with values {shape} they must be (B, heads, k * k, H, W)"
         )
-    side = math.isqrt(weights.shape[2])
-    if side**2 != weights.shape[2] or side % 2 == 0:
+    side = 1
+    while side**2 < weights.shape[2]:  # no root is taken, so that a compiler may hold the number for a symbol
+        side += 2
+    if side**2 != weights.shape[2]:
         raise ValueError(f"weights have {weights.shape[2]} taps; their number must be the square of an odd side")
     if not weights.shape[1] or shape[1] % weights.shape[1]:
         raise ValueError(f"weights have {weights.shape[1]} heads; their number must divide the {shape[1]} channels")
