@@ -143,7 +143,7 @@ EXPERIMENT = Experiment(
     arms=_ARMS,
     scales={
         "smoke": Scale(2, 480, {**_RECIPE, "width": 12, "side": 48}),
-        "small": Scale(5, 32_000, {**_RECIPE, "side": 48}),
+        "small": Scale(5, 12_800, {**_RECIPE, "side": 48}),
     },
     run=_runner(digits),
     data="MNIST-5k (real handwritten digits, enlarged to 48 x 48)",
