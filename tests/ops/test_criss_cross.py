@@ -154,8 +154,8 @@ from repertory.ops.criss_cross import criss_cross_attention
 from repertory.ops.criss_cross_triton import attend, gradients
 
 torch.manual_seed(0)
-for depth, channels, sizes, masked in [(3, 66, (2, 34), 1), (66, 8, (1, 4), 1), (2, 4, (3, 1), 0)]:
-    query, key, value, grad = (torch.randn(2, width, *sizes) for width in (depth, depth, channels, channels))
+for batch, depth, channels, sizes, masked in [(1, 3, 66, (2, 34), 1), (2, 66, 8, (1, 4), 1), (1, 2, 4, (3, 1), 0)]:
+    query, key, value, grad = (torch.randn(batch, width, *sizes) for width in (depth, depth, channels, channels))
     query, key = query / depth**0.5, key.to(memory_format=torch.channels_last)
     leaves = [x.clone().requires_grad_() for x in (query, key, value)]
     expected = criss_cross_attention(*leaves, masked_axes=masked, backend="reference")
