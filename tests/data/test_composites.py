@@ -239,6 +239,9 @@ def test_bad_settings_are_named(call, complaint):
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_outside_the_set_ends_iteration():
-    with pytest.raises(IndexError, match="index 5 is out of range: the set has 5 items"):
-        CompositeSet("train", 5).scene(5)
+@pytest.mark.parametrize("index", [5, -1])
+def test_an_index_outside_the_set_is_refused(index):
+    part = CompositeSet("train", 5)
+    for take in (part.scene, part.raw, part.__getitem__):
+        with pytest.raises(IndexError, match=f"index {index} is out of range: the set has 5 items"):
+            take(index)

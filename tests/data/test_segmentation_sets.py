@@ -165,6 +165,14 @@ def test_colours_become_classes_by_a_given_palette(tmp_path):
 def test_indices_of_sixteen_bits_are_kept(tmp_path):
     Image.fromarray(np.array([[0, 300, 65535]], np.uint16)).save(tmp_path / "deep.png")
     assert read_mask(tmp_path / "deep.png").tolist() == [[0, 300, 65535]]
+    (tmp_path / "deep.pgm").write_bytes(b"P5 2 1 65535 " + bytes([1, 44, 0, 7]))
+    assert read_mask(tmp_path / "deep.pgm").tolist() == [[300, 7]]
+
+
+def test_values_above_all_that_are_known_are_named(tmp_path):
+    Image.fromarray(np.array([[3, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep.png holds the value 65535, which stands for no class"):
+        read_mask(tmp_path / "deep.png", values={3: 0})
 
 
 def test_data_know_their_task_and_follow_a_models_preprocessing():

@@ -241,12 +241,12 @@ class CompositeSet(SegmentationSet):
 
     def scene(self, index: int) -> Scene:
         """Item ``index`` with all that is true of it, drawn anew."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"index {index} is out of range: the set has {self.count} items")
+        self._check(index)
         return draw(self.part, self.seed, index, self.recipe)
 
     def raw(self, index: int) -> tuple[Tensor, Tensor]:
         """The picture (3, H, W) uint8 and its mask (H, W) int64."""
+        self._check(index)
         store = self._store
         if store is None:
             scene = self.scene(index)
@@ -255,6 +255,10 @@ class CompositeSet(SegmentationSet):
             scene = self.scene(index)
             store.images[index], store.masks[index], store.drawn[index] = scene.image, scene.mask, True
         return store.images[index].clone(), store.masks[index].long()
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index {index} is out of range: the set has {self.count} items")
 
     def image_labels(self) -> Tensor:
         """Which classes each item shows, (count, 11) bool; draws what is not drawn yet."""

@@ -316,7 +316,7 @@ def read_mask(
         raise ValueError(f"cannot read the mask {path}: {' '.join(str(error).split())[:200]}") from None
     if by_colour and colours is not None:
         return _of_colours(pixels, colours, path)
-    if mode not in ("L", "P", "I", "I;16", "1"):
+    if mode not in ("L", "P", "1") and not mode.startswith("I"):
         raise ValueError(
             f"the mask {path} stores {mode} values instead of class indices; it must have one channel or a palette of "
             "indices, or the colour of each class must be given"
