@@ -77,7 +77,7 @@ def test_a_run_counts_its_images_and_reports_its_metrics(tmp_path):
     assert (result.images, result.steps) == (16, 2)
     assert 0 <= result.metrics[PROBE.metric] <= 100
     assert result.metrics["attention_share"] == pytest.approx(50, abs=5)
-    assert 0 < result.metrics["images_to_80"] <= 16
+    assert 0 < result.metrics["images_to_70"] <= 16
     assert result.settings["mixing"] == "convex"
 
 
