@@ -11,6 +11,7 @@ from training_cases import settings as plain_settings
 
 from repertory.data import ArraySegmentation, SegmentationData, SegmentationSet
 from repertory.nn.segmentation_losses import ohem_cross_entropy
+from repertory.systems.hwa.method import Hwa
 from repertory.training import FitSettings, Method, SegmentationSettings, evaluate_segmentation, fit, sample_pictures
 from repertory.training.augmentation import AugmentedMasks, Draw
 from repertory.training.optimization import lr_factor
@@ -249,3 +250,19 @@ def test_sample_pictures_show_image_truth_and_prediction():
     assert {tuple(colour) for colour in pictures["Picture 2: prediction"].reshape(-1, 3)} <= {
         tuple(colour) for colour in data.palette
     }
+
+
+def test_replicas_and_averaged_weights_stack_with_segmentation(tmp_path):
+    result = fit(Segmentor(), squares(), [Hwa(window=2)], out=tmp_path, settings=settings(epochs=4))
+    assert result.images == 2 * 4 * 32
+    assert isinstance(result.model, Segmentor)
+    assert 0 < result.metrics["miou"] <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_count_the_pixels_of_the_whole_split(tmp_path):
+    data = squares(val=7)
+    run = settings(epochs=4, devices=2)
+    result = fit(Segmentor(), data, out=tmp_path, settings=run)
+    assert evaluate_segmentation(result.model, data.val) == pytest.approx(result.metrics, abs=1e-6)
+    assert (result.steps, result.images) == (16, 4 * 32)
