@@ -22,6 +22,8 @@ from repertory.ops.backend import being_traced, check, compiled, needs_triton
 Settings = tuple[int, tuple[int, ...]]  # number of heads, and bins of the low-pass part
 Levels = list[tuple[Tensor, Tensor]]  # of the low-pass part: (pooling (b b, N), resampling (N, b b))
 
+_TOGETHER = 2**19  # numbers of a map, over the images that the eager path takes at a time
+
 
 def frequency_filter(
     qkv: Tensor,
@@ -221,49 +223,62 @@ def _windows(filters: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]
         start += len(weight)
 
 
-def _eager(
-    qkv: Tensor, filters: Sequence[Tensor], settings: Settings, levels: Levels
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _chunks(qkv: Tensor) -> list[slice]:
+    """Images that are filtered together: many small ones, whose calls would cost more than their work; large ones
+    alone, so that temporaries stay in the cache and their memory is used again.
+    """
+    count = max(1, _TOGETHER // (qkv[0].numel() // 3))
+    return [slice(start, start + count) for start in range(0, len(qkv), count)]
+
+
+def _by_head(left: Tensor, right: Tensor, num_heads: int, out: Tensor) -> Tensor:
+    """Write products of the heads of ``left`` (B, N, C) and matrices (B, heads, c, c) into those of ``out``."""
+    for x, matrices, result in zip(left, right, out, strict=True):  # an image at a time none needs a copy
+        torch.bmm(_heads(x, num_heads), matrices, out=_heads(result, num_heads))
+    return out
+
+
+def _between(left: Tensor, right: Tensor, num_heads: int) -> Tensor:
+    """Products over places of the heads of two (B, N, C): (B, heads, c, c)."""
+    pairs = zip(left, right, strict=True)
+    return torch.stack([torch.bmm(_heads(x, num_heads).transpose(1, 2), _heads(y, num_heads)) for x, y in pairs])
+
+
+def _eager(qkv: Tensor, filters: Sequence[Tensor], settings: Settings, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, C, H, W), and what the backward pass needs beside the input, none of it of the map's size.
 
-    These are the kernels (B, heads, c, c), the logarithms of the softmax's sums (B, C) and the pooled values
-    (B, cells of all levels, C / levels). An image at a time: temporaries stay in the cache, and their memory is used
-    again.
+    These are the kernels (B, heads, c, c) and the pooled values (B, cells of all levels, C / levels).
     """
-    num_heads, _ = settings
-    batch, channels, tokens = len(qkv), qkv.shape[1] // 3, qkv.shape[2] * qkv.shape[3]
-    kernels = qkv.new_empty(batch, num_heads, channels // num_heads, channels // num_heads)
-    log_sums = qkv.new_empty(batch, channels)
-    pooled = qkv.new_empty(batch, sum(len(pooling) for pooling, _ in levels), channels // len(levels))
-    out, scratch = qkv.new_empty(batch, tokens, channels), qkv.new_empty(tokens, channels)
-    for image, (q, k, v) in enumerate(x.chunk(3, 1) for x in _tokens(qkv)):
-        largest = k.amax(0)
-        share = torch.sub(k, largest, out=scratch).exp_()
-        sums = share.sum(0)
-        torch.add(largest, sums.log(), out=log_sums[image])
-        torch.bmm(_heads(share, num_heads).transpose(1, 2), _heads(v, num_heads), out=kernels[image])
-        kernels[image] /= sums.view(num_heads, -1, 1)
-        torch.bmm(_heads(q, num_heads), kernels[image] * kernels.shape[-1] ** -0.5, out=_heads(out[image], num_heads))
-        for part, cells, (pooling, _) in _by_level(v, pooled[image], levels):
-            torch.mm(pooling, part, out=cells)
-        out[image] += _low(scratch, pooled[image], levels).relu_()
-        for group, weight, bias in _windows(filters):
-            high = _convolve(_image(v[None, :, group], qkv.shape[2:]), weight, bias)
-            scratch[:, group] = _tokens(high)[0]
-        out[image].addcmul_(q, scratch)
-    return _image(out, qkv.shape[2:]), kernels, log_sums, pooled
+    num_heads, tokens = settings[0], _tokens(qkv)
+    out = qkv.new_empty(*tokens.shape[:2], tokens.shape[2] // 3)
+    chunks = _chunks(qkv)
+    kept = [_eager_chunk(tokens[part], out[part], qkv.shape[2:], filters, num_heads, levels) for part in chunks]
+    kernels, pooled = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return _image(out, qkv.shape[2:]), kernels, pooled
 
 
-def _by_level(tokens: Tensor, pooled: Tensor, levels: Levels) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:
-    """(tokens (N, C / levels), cells (b b, C / levels), matrices) of each level, views of one image's."""
-    cells = pooled.split([len(pooling) for pooling, _ in levels])
-    return zip(tokens.chunk(len(levels), 1), cells, levels, strict=True)
+def _eager_chunk(
+    tokens: Tensor, out: Tensor, size: Sequence[int], filters: Sequence[Tensor], num_heads: int, levels: Levels
+) -> tuple[Tensor, Tensor]:
+    """Write the output of some images into ``out`` (B, N, C); return what is kept of them."""
+    q, k, v = tokens.chunk(3, 2)
+    share = k.softmax(1)
+    kernels = _between(share, v, num_heads)
+    _by_head(q, kernels * kernels.shape[-1] ** -0.5, num_heads, out)
+    parts = zip(v.chunk(len(levels), 2), levels, strict=True)
+    pooled = torch.cat([pooling @ part for part, (pooling, _) in parts], 1)
+    out += _low(share, pooled, levels).relu_()
+    for group, weight, bias in _windows(filters):
+        high = _convolve(_image(v[..., group], size), weight, bias)
+        out[..., group].addcmul_(q[..., group], _tokens(high))
+    return kernels, pooled
 
 
 def _low(out: Tensor, pooled: Tensor, levels: Levels) -> Tensor:
-    """Write the low-pass part of one image, before its ReLU, into ``out`` (N, C)."""
-    for part, cells, (_, resampling) in _by_level(out, pooled, levels):
-        torch.mm(resampling, cells, out=part)
+    """Write the low-pass part, before its ReLU, into ``out`` (B, N, C)."""
+    cells = pooled.split([len(pooling) for pooling, _ in levels], 1)
+    for part, values, (_, resampling) in zip(out.chunk(len(levels), 2), cells, levels, strict=True):
+        torch.bmm(resampling.expand(len(out), -1, -1), values, out=part)
     return out
 
 
@@ -272,45 +287,56 @@ def _eager_gradients(
     qkv: Tensor,
     filters: Sequence[Tensor],
     kernels: Tensor,
-    log_sums: Tensor,
     pooled: Tensor,
     settings: Settings,
     levels: Levels,
 ) -> tuple[Tensor, ...]:
-    """Gradients of ``qkv`` (B, 3 C, H, W), channels last, and of every kernel and bias; an image at a time."""
-    (num_heads, _), size = settings, qkv.shape[2:]
+    """Gradients of ``qkv`` (B, 3 C, H, W), channels last, and of every kernel and bias."""
     tokens, grads = _tokens(qkv), _tokens(grad)
     found = tokens.new_empty(tokens.shape)
-    scratch, share = (tokens.new_empty(grads.shape[1:]) for _ in range(2))
     to_filters = [torch.zeros_like(x) for x in filters]
-    for image, (g, x) in enumerate(zip(grads, tokens, strict=True)):
-        (q, k, v), (to_query, to_key, to_value) = x.chunk(3, 1), found[image].chunk(3, 1)
-        gh, qh, vh = (_heads(y, num_heads) for y in (g, q, v))
-        kernel, scale = kernels[image], kernels.shape[-1] ** -0.5
-        to_kernel = torch.bmm(qh.transpose(1, 2), gh) * scale
-        torch.sub(k, log_sums[image], out=share).exp_()
-        torch.bmm(gh, kernel.transpose(1, 2) * scale, out=_heads(to_query, num_heads))
-        torch.bmm(vh, to_kernel.transpose(1, 2), out=_heads(to_key, num_heads))
-        # what the softmax takes off, the sum of share * to_share over the map, is known from the two c x c matrices
-        to_key.sub_((kernel * to_kernel).sum(2).flatten()).mul_(share)
-        torch.bmm(_heads(share, num_heads), to_kernel, out=_heads(to_value, num_heads))
+    for part in _chunks(qkv):
+        kept = (kernels[part], pooled[part])
+        _gradients_of_chunk(
+            grads[part], tokens[part], found[part], to_filters, qkv.shape[2:], filters, kept, settings[0], levels
+        )
+    return _image(found, qkv.shape[2:]), *to_filters
 
-        cut = torch.where(_low(scratch, pooled[image], levels) > 0, g, 0)
-        for part, to_part, (pooling, resampling) in zip(
-            cut.chunk(len(levels), 1), to_value.chunk(len(levels), 1), levels, strict=True
-        ):
-            to_part.addmm_(pooling.T, resampling.T @ part)
 
-        to_high = torch.mul(g, q, out=share)
-        for index, (group, weight, bias) in enumerate(_windows(filters)):
-            values = _image(v[None, :, group], size).contiguous(memory_format=torch.channels_last)
-            scratch[:, group] = _tokens(_convolve(values, weight, bias))[0]
-            to_group = _image(to_high[None, :, group], size).contiguous(memory_format=torch.channels_last)
-            to_value[:, group] += _tokens(_backward_convolution(to_group, values, weight, (True, False))[0])[0]
-            to_filters[index] += _weight_gradient(to_group, values, weight)
-            to_filters[index + len(filters) // 2] += to_high[:, group].sum(0)
-        to_query.addcmul_(g, scratch)
-    return _image(found, size), *to_filters
+def _gradients_of_chunk(
+    g: Tensor,
+    tokens: Tensor,
+    found: Tensor,
+    to_filters: list[Tensor],
+    size: Sequence[int],
+    filters: Sequence[Tensor],
+    kept: tuple[Tensor, Tensor],
+    num_heads: int,
+    levels: Levels,
+) -> None:
+    """Write the gradients of some images into ``found`` (B, N, 3 C); add theirs to ``to_filters``."""
+    (q, k, v), (to_query, to_key, to_value), (kernels, pooled) = tokens.chunk(3, 2), found.chunk(3, 2), kept
+    scale = kernels.shape[-1] ** -0.5
+    to_kernels = _between(q, g, num_heads) * scale
+    share = k.softmax(1)
+    _by_head(g, kernels.transpose(2, 3) * scale, num_heads, to_query)
+    _by_head(v, to_kernels.transpose(2, 3), num_heads, to_key)
+    # what the softmax takes off, the sum of share * to_share over the map, is known from the two c x c matrices
+    to_key.sub_((kernels * to_kernels).sum(3).flatten(1)[:, None]).mul_(share)
+    _by_head(share, to_kernels, num_heads, to_value)
+
+    cut = torch.ops.aten.threshold_backward(g, _low(share, pooled, levels), 0).chunk(len(levels), 2)
+    for x, to_part, (pooling, resampling) in zip(cut, to_value.chunk(len(levels), 2), levels, strict=True):
+        to_part += pooling.T @ (resampling.T @ x)
+
+    for index, (group, weight, bias) in enumerate(_windows(filters)):
+        to_high = torch.mul(g[..., group], q[..., group])
+        values = v[..., group].contiguous()
+        to_filters[index + len(filters) // 2] += to_high.sum((0, 1))
+        to_high, values = _image(to_high, size), _image(values, size)
+        to_query[..., group].addcmul_(g[..., group], _tokens(_convolve(values, weight, bias)))
+        to_value[..., group] += _tokens(_backward_convolution(to_high, values, weight, (True, False))[0])
+        to_filters[index] += _weight_gradient(to_high, values, weight)
 
 
 def _backward_convolution(
@@ -345,7 +371,7 @@ class _Filter(torch.autograd.Function):
     """(path, settings, qkv, *kernels, *biases) to (B, C, H, W), with its own backward pass, and what that needs."""
 
     @staticmethod
-    def forward(path: str, settings: Settings, qkv: Tensor, *filters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(path: str, settings: Settings, qkv: Tensor, *filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if path == "triton":
             from repertory.ops.frequency_filter_triton import filtered
 
@@ -361,8 +387,8 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        qkv, *filters, kernels, log_sums, pooled = ctx.saved_tensors
-        arguments = (grads[0], qkv, filters, kernels, log_sums, pooled, ctx.settings)
+        qkv, *filters, kernels, pooled = ctx.saved_tensors
+        arguments = (grads[0], qkv, filters, kernels, pooled, ctx.settings)
         with _full_precision(qkv.device.type):
             if ctx.path == "triton":
                 from repertory.ops.frequency_filter_triton import gradients

@@ -184,16 +184,15 @@ class _Launch:
             kernel[grid](*tensors, *numbers, *strides, **constants)
 
 
-def filtered(qkv: Tensor, filters: Sequence[Tensor], settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output (B, C, H, W), and kernels, logarithms of sums and pooled values for the backward pass.
+def filtered(qkv: Tensor, filters: Sequence[Tensor], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, C, H, W), and kernels and pooled values for the backward pass.
 
     Takes a CUDA tensor (B, 3 C, H, W) of at most 32 bits and any strides, and float32 kernels and biases; settings are
     checked already.
     """
     launch, num_heads = _Launch(qkv, filters, settings), settings[0]
     q, k, v = (_tokens(x).float() for x in (launch.query, launch.key, launch.value))
-    log_sums = k.logsumexp(1)
-    kernels = _heads((k - log_sums[:, None]).exp(), num_heads).transpose(2, 3) @ _heads(v, num_heads)
+    kernels = _heads(k.softmax(1), num_heads).transpose(2, 3) @ _heads(v, num_heads)
     scale = kernels.shape[-1] ** -0.5
     out = (_heads(q, num_heads) @ (scale * kernels)).transpose(1, 2).reshape(q.shape)
     parts = zip(v.chunk(len(launch.levels), 2), launch.levels, strict=True)
@@ -202,7 +201,7 @@ def filtered(qkv: Tensor, filters: Sequence[Tensor], settings: Settings) -> tupl
         tensors = (launch.query, launch.value, pooled, out, weight, bias, *launch.tables)
         numbers = (group.start, len(weight), *launch.size, launch.channels, *launch.pyramid)
         launch(_forward_kernel, tensors, numbers, (launch.query, launch.value), constants)
-    return _image(out.to(qkv.dtype), launch.size), kernels, log_sums, pooled
+    return _image(out.to(qkv.dtype), launch.size), kernels, pooled
 
 
 def gradients(
@@ -210,7 +209,6 @@ def gradients(
     qkv: Tensor,
     filters: Sequence[Tensor],
     kernels: Tensor,
-    log_sums: Tensor,
     pooled: Tensor,
     settings: Settings,
 ) -> tuple[Tensor, ...]:
@@ -220,7 +218,7 @@ def gradients(
     gh, qh, vh = (_heads(x, num_heads) for x in (g, q, v))
     scale = kernels.shape[-1] ** -0.5
     to_kernels = scale * (qh.transpose(2, 3) @ gh)
-    share = (k - log_sums[:, None]).exp()
+    share = k.softmax(1)
     mean = (kernels * to_kernels).sum(3).flatten(1)[:, None]
     found = torch.empty(*q.shape[:2], 3 * launch.channels, device=qkv.device)
     to_query, to_key, to_value = (_heads(x, num_heads) for x in found.chunk(3, 2))

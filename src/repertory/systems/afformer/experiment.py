@@ -96,7 +96,7 @@ def _instead(layer: AdaptiveFrequencyFilter, encoder: Any, parts: tuple[str, ...
 
 def digits_over_photographs(seed: int, scale: Scale) -> SegmentationData:
     """Large digits over photographs, drawn by ``seed``, the same for all arms."""
-    recipe = Recipe(objects=(1, 2), scale=(0.6, 1.0), digits=tuple(scale.settings["digits"]))
+    recipe = Recipe(objects=(2, 3), scale=(0.6, 1.0), digits=tuple(scale.settings["digits"]))
     return composites(scale.settings["side"], scale.settings["train"], scale.settings["val"], seed, recipe)
 
 
@@ -131,8 +131,8 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
 _RECIPE: dict[str, Any] = {
     "side": 64,
     "digits": [0, 1, 7],
-    "batch_size": 16,
-    "lr": 5e-3,
+    "batch_size": 8,
+    "lr": 3e-3,
     "weight_decay": 0.01,
     "warmup_epochs": 0.5,
     "augment": "crop",
@@ -155,7 +155,7 @@ EXPERIMENT = Experiment(
     ),
     scales={
         "smoke": Scale(2, 64, {**_RECIPE, "train": 32, "val": 8}),
-        "small": Scale(5, 4_000, {**_RECIPE, "train": 400, "val": 100}),
+        "small": Scale(5, 8_000, {**_RECIPE, "train": 500, "val": 100}),
     },
     run=run,
     data="composites: real digits 0, 1 and 7 over real photographs, 64 x 64",
