@@ -103,6 +103,39 @@ def _rows(record: Mapping[str, Any]) -> str:
     return "\n".join([_table(record["columns"], record["rows"]), f"`{record['command']}` on {where}.\n", *notes])
 
 
+def _attention() -> str:
+    """What ``repertory bench attention --out docs/attention`` wrote: its figure and its tables."""
+    path = DOCS / "attention" / "attention.json"
+    if not path.is_file():
+        return "Not measured yet: `repertory bench attention --out docs/attention` measures it.\n"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    parts = ["![Time and memory against the side of the input](attention/attention.svg)\n"]
+    kinds = {"operator": "Operators, forward and backward", "backbone": "Backbones, inference on one image"}
+    for kind, title in kinds.items():
+        cells: dict[str, list[str]] = {}
+        for row in results["rows"]:
+            if row["kind"] == kind:
+                memory = "" if row["memory"] is None else f", {row['memory'] / 2**20:.0f} MiB"
+                time = "failed" if row["seconds"] is None else f"{1e3 * row['seconds']:.1f} ms{memory}"
+                cells.setdefault(row["name"], []).append(time)
+        header = [kind, *(f"{side} px" for side in results["sides"])]
+        parts += [f"## {title}\n", _table(header, [[name, *row] for name, row in cells.items()])]
+    rates = [
+        [row["name"], *("" if row[mode] is None else f"{row[mode]:.1f}" for mode in ("eager", "compiled"))]
+        for row in results["throughput"]
+    ]
+    parts += [f"## Images per second at {results['throughput_side']} px, batches of {results['batch']}\n"]
+    parts += [_table(["backbone", "eager", "compiled"], rates), *(f"- {note}" for note in results["notes"])]
+    where = f"{results['machine']}, {plural(results['threads'], 'thread')}, torch {results['torch']}"
+    parts.append(f"\n`{results['command']}` on {where}, medians of {results['rounds']} turns.\n")
+    return "\n".join(parts)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the tables of the attention benchmark where a page asks for them."""
+    return markdown.replace("[attention benchmark]", _attention()) if "[attention benchmark]" in markdown else markdown
+
+
 def _evidence(slug: str) -> str:
     """What the recorded reproduction says of a system, in the words of its report."""
     path = DOCS / "evidence.json"

@@ -273,6 +273,32 @@ def _filter(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from repertory.workflows import bench_attention
+
+    found = bench_attention(
+        options.out,
+        options.sides,
+        operators=options.operators,
+        backbones=options.backbones,
+        throughput_side=options.throughput_side,
+        batch=options.batch,
+        rounds=options.rounds,
+        compiled=not options.no_compile,
+        memory=not options.no_memory,
+        device=options.device,
+        progress=_points(),
+    )
+    _console().print(found)
+    return 0
+
+
+def _points() -> Callable[[int, int], None]:
+    """A line on standard error for each point measured, written over where that is a terminal."""
+    end = "\r" if sys.stderr.isatty() else "\n"
+    return lambda done, total: print(f"measured {done} of {total} points", end=end, file=sys.stderr, flush=True)
+
+
 def _task(arguments: Sequence[str]) -> str:
     """The task that ``arguments`` of train name, themselves or by their configuration file."""
     import yaml
@@ -481,6 +507,25 @@ def _add_evidence(commands: Any) -> None:
     sub.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda (default cpu)")
     sub.add_argument("--compare", action="store_true", help="also write input and result side by side")
     sub.set_defaults(command=_filter)
+    _add_bench(commands)
+
+
+def _add_bench(commands: Any) -> None:
+    sub = commands.add_parser("bench", help="measure where each attention wins, on this machine")
+    sub.add_argument("subject", choices=("attention",), help="what to measure")
+    sub.add_argument("--sides", type=int, nargs="+", default=(56, 112, 224, 448), help="of the input, pixels")
+    sub.add_argument("--operators", nargs="*", metavar="NAME", help="operators; all when absent")
+    sub.add_argument("--backbones", nargs="*", metavar="NAME", help="networks of timm, ours among them; all of ours")
+    sub.add_argument("--throughput-side", type=int, default=224, help="side for images per second (default 224)")
+    sub.add_argument("--batch", type=int, default=8, help="images at a time there (default 8)")
+    sub.add_argument("--rounds", type=int, default=5, help="turns each measurement takes (default 5)")
+    sub.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    sub.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    sub.add_argument("--device", help="cuda or cpu; CUDA where it is there when absent")
+    sub.add_argument(
+        "--out", type=Path, default=Path("bench-attention"), help="folder for table and plot (default bench-attention)"
+    )
+    sub.set_defaults(command=_bench)
 
 
 def _parser() -> _Parser:

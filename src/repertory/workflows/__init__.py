@@ -9,15 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repertory.workflows.bench import bench_attention
     from repertory.workflows.filtering import filter_path
     from repertory.workflows.reproduce import reproduce
     from repertory.workflows.run import Run
     from repertory.workflows.training import train
     from repertory.workflows.verify import verify
 
-__all__ = ["Run", "filter_path", "reproduce", "train", "verify"]
+__all__ = ["Run", "bench_attention", "filter_path", "reproduce", "train", "verify"]
 
-_HOMES = {"Run": "run", "filter_path": "filtering", "reproduce": "reproduce", "train": "training", "verify": "verify"}
+_HOMES = {
+    "Run": "run",
+    "bench_attention": "bench",
+    "filter_path": "filtering",
+    "reproduce": "reproduce",
+    "train": "training",
+    "verify": "verify",
+}
 
 
 def __getattr__(name: str) -> Any:
