@@ -175,24 +175,25 @@ class WindowAttention(nn.Module):
         down, right = -height % side, -width % side
         x = F.pad(x, (0, 0, 0, right, 0, down)).roll((-shift, -shift), (1, 2))
         rows, columns = (height + down) // side, (width + right) // side
-        cut = x.reshape(batch, rows, side, columns, side, dim).transpose(2, 3).flatten(3, 4)  # (B, rows, columns, n, C)
-        bias = self._bias(side)
+        cut = x.reshape(batch, rows, side, columns, side, dim).transpose(2, 3)
+        bias = self._bias(side)[None]
         if shift:
-            bias = bias + _across(rows, columns, side, shift, x.device).to(bias.dtype)[:, :, None]
-        out = self._attend(cut, bias).unflatten(3, (side, side)).transpose(2, 3)
+            masked = bias + _across(rows, columns, side, shift, x.device).to(bias.dtype)[:, None]
+            bias = masked.expand(batch, *masked.shape).flatten(0, 1)
+        out = self._attend(cut.reshape(-1, side**2, dim), bias).reshape(cut.shape).transpose(2, 3)
         out = out.reshape(batch, height + down, width + right, dim).roll((shift, shift), (1, 2))
         return self.drop(self.proj(out[:, :height, :width]))
 
     def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attention among the n pixels of each window: (B, rows, columns, n, dim) to the same."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(4, 0, 1, 2, 5, 3, 6)
+        """Attention among the n pixels of a window: (windows, n, dim) to the same, bias (windows or 1, heads, n, n)."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         drop = self.attn_drop.p if self.training else 0.0
         if self.backend == "reference":  # every product in sight of the FLOP counter
             logits = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1) + bias
             out = F.dropout(logits.softmax(-1), drop) @ value
         else:
             out = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), drop)
-        return out.transpose(3, 4).flatten(4)
+        return out.transpose(1, 2).flatten(2)
 
     def _bias(self, side: int) -> Tensor:
         """The bias (heads, n, n) of windows of ``side``: the middle of the table where that is less than its own."""
@@ -203,14 +204,14 @@ class WindowAttention(nn.Module):
 
 
 def _across(rows: int, columns: int, side: int, shift: int, device: torch.device) -> Tensor:
-    """-100 (rows, columns, n, n) where a shifted window joins pixels from opposite edges of the map, else 0."""
+    """-100 (rows * columns, n, n) where a shifted window joins pixels from opposite edges of the map, else 0."""
 
     def region(count: int) -> Tensor:
         place = torch.arange(count * side, device=device)
         return (place >= (count - 1) * side).long() + (place >= count * side - shift).long()
 
     labels = region(rows)[:, None] * 3 + region(columns)
-    cut = labels.reshape(rows, side, columns, side).transpose(1, 2).flatten(2)
+    cut = labels.reshape(rows, side, columns, side).transpose(1, 2).reshape(rows * columns, side**2)
     return (cut[..., None] != cut[..., None, :]) * -100.0
 
 
