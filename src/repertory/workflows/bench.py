@@ -222,7 +222,10 @@ def _memory(kind: str, names: Sequence[str], side: int, device: str) -> dict[str
     # A new interpreter imports all this once and forks for each name: one forked from here would have our threads.
     code = f"from {__name__} import _fork_for_each; _fork_for_each()"
     request = json.dumps([kind, list(names), side, torch.get_num_threads()])
-    done = subprocess.run([sys.executable, "-c", code], input=request, capture_output=True, text=True, check=False)
+    settings = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # a process that ends at once must start no others
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=request, env=settings, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"measuring memory failed: {_line(RuntimeError(done.stderr.strip()[-300:]))}")
     return json.loads(done.stdout.splitlines()[-1])
