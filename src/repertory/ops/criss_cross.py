@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from repertory.ops.backend import being_traced, check, compiled, compiler_found, needs_triton
 
-_SLICE = 1 << 20  # elements of a slice of channels: it and what is made of it stay in the cache
+_SLICE = 5 << 18  # elements of a slice of channels: large enough for matrix products, small beside the values
 # Logits of one call from which inductor's compilation repays soon. A function of the arguments alone, so that a resumed
 # run takes the path that the uncut one took.
 _REPAYS = 1_000_000
@@ -149,6 +149,12 @@ def _mixed(weights: Sequence[Tensor], x: Tensor) -> Tensor:
     return total
 
 
+def _add_products(matrices: Sequence[Tensor], x: Tensor, y: Tensor) -> None:
+    """Add to the matrices of every axis the products of the lines of the maps ``x`` and ``y``."""
+    for axis, matrix in enumerate(matrices):
+        matrix.baddbmm_(_lines(x, axis), _lines(y, axis).mT)
+
+
 def _normalise(logits: list[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     """Weights of the axes: exponentials of logits over the sum that the lines through a position share."""
     largest = functools.reduce(torch.maximum, (_map(x.amax(-1, True), a, sizes) for a, x in enumerate(logits)))
@@ -208,14 +214,15 @@ def _map_of(x: Tensor, dtype: torch.dtype, path: str) -> Tensor:
 
 
 def _slices(value: Tensor) -> list[slice]:
-    """Slices of the channels of ``value`` (B, C, *sizes); one on CUDA, where launches cost more than caches give."""
-    channels = value.shape[1]
-    step = channels if value.is_cuda else max(16, _SLICE // value.shape[2:].numel())
+    """Even slices of the channels of ``value`` (B, C, *sizes); one on CUDA, where launches cost more than they save."""
+    channels, most = value.shape[1], max(16, _SLICE // value.shape[2:].numel())
+    count = 1 if value.is_cuda else -(-channels // most)
+    step = -(-channels // count)
     return [slice(start, start + step) for start in range(0, channels, step)]
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, masked_axes: int, path: str) -> tuple[Tensor, ...]:
-    """Output, and what the backward pass needs: the weights of every axis, (B, lines, length, length)."""
+    """Output, and what the backward pass needs: the weights of every axis of the first image, of the second, …"""
     if path == "triton":
         from repertory.ops.criss_cross_triton import attend
 
@@ -223,17 +230,17 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, masked_axes: int, path: 
     sizes, dtype = tuple(query.shape[2:]), _wide(query)
     normalise, put = _parts(path).normalise, _parts(path).write
     out = _empty_like(value)
-    kept: list[list[Tensor]] = []
+    kept: list[Tensor] = []
     for image in range(query.shape[0]):
         q, k = (_map_of(x[image], dtype, path) for x in (query, key))
         logits = [torch.bmm(_lines(q, axis), _lines(k, axis).mT) for axis in range(len(sizes))]
         for along in logits[:masked_axes]:
             along.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
         weights = normalise(logits, sizes)
-        kept.append(weights)
+        kept += weights
         for part in _slices(value):
             put(out[image, part], _mixed(weights, _map_of(value[image, part], dtype, path)))
-    return out, *(weights[0][None] if len(kept) == 1 else torch.stack(weights) for weights in zip(*kept, strict=True))
+    return out, *kept
 
 
 def _backward(
@@ -249,12 +256,11 @@ def _backward(
     to_logits, put = _parts(path).to_logits, _parts(path).write
     d_query, d_key, d_value = (_empty_like(x) for x in (query, key, value))
     for image in range(query.shape[0]):
-        weights = [x[image] for x in kept]
+        weights = list(kept[image * len(sizes) : (image + 1) * len(sizes)])
         slopes = [torch.zeros_like(x) for x in weights]
         for part in _slices(value):
-            v, g = (_map_of(x[image, part], dtype, path) for x in (value, grad))
-            for axis, slope in enumerate(slopes):
-                slope.baddbmm_(_lines(g, axis), _lines(v, axis).mT)
+            g = _map_of(grad[image, part], dtype, path)
+            _add_products(slopes, g, _map_of(value[image, part], dtype, path))
             put(d_value[image, part], _mixed([w.mT for w in weights], g))
         q, k = (_map_of(x[image], dtype, path) for x in (query, key))
         slopes = to_logits(weights, slopes, sizes)

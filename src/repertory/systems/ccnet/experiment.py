@@ -122,7 +122,8 @@ def _runner(make_data: Callable[[Arm, int, Scale], SegmentationData]) -> Callabl
             raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
         curves = {name: points for name, points in result.curves.items() if name != "lr"}
         metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-        metrics["gamma"] = abs(float(result.model.head.attention.gamma.detach()))
+        trained: Any = result.model
+        metrics["gamma"] = abs(float(trained.head.attention.gamma.detach()))
         settled = {**scale.settings, **arm.settings}
         return ArmResult(metrics, curves, result.images, result.steps, settled, sample_pictures(result.model, data, 2))
 
