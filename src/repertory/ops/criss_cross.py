@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from repertory.ops.backend import being_traced, check, compiled, compiler_found, needs_triton
+from repertory.ops.backend import being_traced, check, compiled, needs_triton
 
 _SLICE = 5 << 18  # elements of a slice of channels: large enough for matrix products, small beside the values
-# Logits of one call from which inductor's compilation repays soon. A function of the arguments alone, so that a resumed
-# run takes the path that the uncut one took.
-_REPAYS = 1_000_000
 
 
 def criss_cross_attention(
@@ -64,7 +61,8 @@ def criss_cross_attention(
         half = query.dtype in (torch.float16, torch.bfloat16)
         query_, key_, value_ = (x.float() if half else x for x in (query, key, value))
         return _reference(query_, key_, value_, masked_axes).to(value.dtype)
-    return _Attend.apply(query, key, value, masked_axes, _path(backend, query))[0]
+    path = "eager" if backend == "auto" else backend  # mostly matrix products, which compiling leaves as they are
+    return _Attend.apply(query, key, value, masked_axes, path)[0]
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, masked_axes: int) -> None:
@@ -84,13 +82,6 @@ def _check(query: Tensor, key: Tensor, value: Tensor, masked_axes: int) -> None:
         )
     if not 0 <= masked_axes <= query.ndim - 3:
         raise ValueError(f"masked_axes is {masked_axes}; it must lie between 0 and {query.ndim - 3} for this shape")
-
-
-def _path(backend: str, query: Tensor) -> str:
-    if backend != "auto":
-        return backend
-    logits = query.shape[0] * query.shape[2:].numel() * sum(query.shape[2:])
-    return "compiled" if logits >= _REPAYS and compiler_found() and not query.is_cuda else "eager"
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, masked_axes: int) -> Tensor:
