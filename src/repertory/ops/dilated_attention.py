@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from repertory.ops.backend import being_traced, check, compiled, compiler_found, needs_triton
+from repertory.ops.sliding_window import mirrored as _mirrored
+from repertory.ops.sliding_window import pad as _pad
+from repertory.ops.sliding_window import windows as _windows
 
 # Logits of one call from which inductor's compilation repays soon: a training step at 224 pixels and batch 16. A
 # function of the arguments alone, so that a resumed run takes the path that the uncut one took.
@@ -119,21 +122,6 @@ def _reference(
         weights = torch.einsum("bhdn,bhdtn->bhtn", q, k).softmax(2)
         outs.append(torch.einsum("bhtn,bhdtn->bhdn", weights, v).reshape(batch, -1, height, width))
     return torch.cat(outs, 1).permute(0, 2, 3, 1)
-
-
-def _pad(x: Tensor, padding: int) -> Tensor:
-    return F.pad(x, (padding,) * 4)
-
-
-def _windows(x: Tensor, kernel_size: int, rate: int, height: int, width: int) -> list[Tensor]:
-    """Views (…, H, W) of the padded map ``x``, one a tap, row by row."""
-    starts = [rate * step for step in range(kernel_size)]
-    return [x[..., top : top + height, left : left + width] for top in starts for left in starts]
-
-
-def _mirrored(x: Tensor, kernel_size: int, rate: int, height: int, width: int) -> list[Tensor]:
-    """As ``_windows``, each at the opposite tap: what the position that a tap comes *from* holds."""
-    return _windows(x, kernel_size, rate, height, width)[::-1]
 
 
 def _attend(
