@@ -109,9 +109,9 @@ def _check(qkv: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], set
 
 
 def _full_precision(device_type: str) -> Any:
-    """Autocast switched off, where the device knows it."""
-    known = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if known else contextlib.nullcontext()
+    """Autocast switched off where it is on; else nothing, since an exported program cannot store such a region."""
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _convolve(part: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

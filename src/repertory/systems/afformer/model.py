@@ -21,10 +21,11 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import Conv2dNormActivation
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.pyramid import PyramidBackbone
+from repertory.nn.recompute import recompute
 from repertory.ops.frequency_filter import frequency_filter
 
 PREPROCESSING = Preprocessing(size=(224, 224), interpolation="bicubic", crop=0.875)
@@ -164,7 +165,7 @@ class PrototypeEncoder(nn.Module):
         x = x.permute(0, 2, 3, 1)
         for block in self.blocks:
             if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, self.position, self.filters, use_reentrant=False)
+                x = recompute(block, x, self.position, self.filters)
             else:
                 x = block(x, self.position, self.filters)
         return x.permute(0, 3, 1, 2)
@@ -218,7 +219,7 @@ class Stage(nn.Module):
         return self.aggregate(self.descriptor(pixels) + prototypes)
 
 
-class AFFormer(nn.Module):
+class AFFormer(PyramidBackbone):
     """The backbone in its classification form.
 
     Args:
@@ -258,9 +259,7 @@ class AFFormer(nn.Module):
             )
         if embed_dims[0] % 2:
             raise ValueError(f"embed_dims begin with {embed_dims[0]}; it must be even, since the stem begins with half")
-        self.num_classes, self.in_chans, self.grad_checkpointing = num_classes, in_chans, False
-        self.preprocessing = PREPROCESSING
-        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.in_chans, self.preprocessing = in_chans, PREPROCESSING
         rates = torch.linspace(0, drop_path, sum(num_layers), device="cpu").tolist()
 
         def encoder(stage: int) -> PrototypeEncoder | None:
@@ -280,12 +279,8 @@ class AFFormer(nn.Module):
                 for stage, (dim, out_dim, stride) in enumerate(zip(embed_dims, out_dims, strides, strict=True))
             )
         )
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         pixel_strides = [4 * math.prod(pixels for pixels, _ in strides[: stage + 1]) for stage in range(len(strides))]
-        self.feature_info = [
-            {"num_chs": width, "reduction": stride, "module": f"stages.{stage}"}
-            for stage, (width, stride) in enumerate(zip(out_dims, pixel_strides, strict=True))
-        ]
+        self.finish(num_classes, out_dims, pixel_strides)
         self.apply(_initialise)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -295,101 +290,16 @@ class AFFormer(nn.Module):
             if isinstance(module, PrototypeEncoder):
                 module.grad_checkpointing = enable
 
-    def _stem(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """The map at stride 4."""
         if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < 1:
             allowed = f"(B, {self.in_chans}, H, W) with H and W at least 1"
             raise ValueError(f"images are {tuple(x.shape)}; they must be {allowed}")
         return self.stem(x)
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The stage maps (B, C_i, H_i, W_i), at strides 4, 8, 8 and 8, each before the next embedding."""
-        x, maps = self._stem(x), []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Stage maps as timm's feature extractors ask for them.
-
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: stages wanted (negative ones count from the end), the last so many, or None for all.
-            norm: accepted for timm; the network has no norm after its stages.
-            stop_early: leave out the stages after the last wanted one.
-            output_fmt: ``NCHW``, the only layout.
-            intermediates_only: return the list alone, and not (last map, list).
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'")
-        wanted = self._stage_indices(indices)
-        x, maps = self._stem(x), []
-        for index, stage in enumerate(self.stages):
-            if stop_early and index > max(wanted):
-                break
-            x = stage(x)
-            if index in wanted:
-                maps.append(x)
-        return maps if intermediates_only else (x, maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the wanted stages do not need; return their indices. There is no norm to prune."""
-        wanted = self._stage_indices(indices)
-        self.stages = self.stages[: max(wanted) + 1]
-        if prune_head:
-            self.reset_classifier(0)
-        return wanted
-
-    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
-        if indices is None:
-            return list(range(count))
-        listed = range(count - indices, count) if isinstance(indices, int) else indices
-        wanted = [index + count if index < 0 else index for index in listed]
-        if not wanted or not all(0 <= index < count for index in wanted):
-            raise ValueError(f"indices are {indices}; there are stages 0 to {count - 1}")
-        return wanted
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (B, num_features, H / 8, W / 8), sizes rounded up."""
-        return self.stages(self._stem(x))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of the last map, or its mean (B, num_features) with ``pre_logits``."""
-        features = x.mean((2, 3))
-        return features if pre_logits else self.head(features)
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits out of features."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new head for ``num_classes``; 0 leaves pooled features. Pooling is always the mean."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}; it must be 'avg'")
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype)
-        _initialise(self.head)
-
-    def deploy(self) -> AFFormer:
-        """A copy for inference: the same parameters, none being training-only, in evaluation mode."""
-        return _deployed(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
+    def last_map(self, x: Tensor) -> Tensor:
+        """The last map, (B, num_features, H / 8, W / 8), sizes rounded up; there is no norm after the stages."""
+        return x
 
 
 class AFFormerSegmentor(nn.Module):

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.recompute import recompute
 from repertory.ops.criss_cross import criss_cross_attention
 
 PREPROCESSING = Preprocessing(
@@ -135,7 +135,7 @@ class CrissCrossHead(nn.Module):
         x = self.reduce(x)
         for _ in range(self.recurrence):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.attention, x, use_reentrant=False)
+                x = recompute(self.attention, x)
             else:
                 x = self.attention(x)
         return x
@@ -234,7 +234,7 @@ class DilatedResNet(nn.Module):
         for index in (1, 2, 3, 4):
             for block in self.get_submodule(f"layer{index}").children():
                 if self.grad_checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(block, x, use_reentrant=False)
+                    x = recompute(block, x)
                 else:
                     x = block(x)
             maps.append(x)
@@ -301,8 +301,8 @@ class CCNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks of the backbone, where it can, and applications of attention in the backward pass."""
         self.head.grad_checkpointing = enable
-        if callable(recompute := getattr(self.backbone, "set_grad_checkpointing", None)):
-            recompute(enable)
+        if callable(switch := getattr(self.backbone, "set_grad_checkpointing", None)):
+            switch(enable)
 
     def get_classifier(self) -> nn.ModuleList:
         """The layers that make logits: the head's, and the auxiliary head's where there is one."""

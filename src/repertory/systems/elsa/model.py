@@ -11,7 +11,6 @@ Maps are (B, H, W, C) between blocks. Any height and width work: what a size nee
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +19,9 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.pyramid import PyramidBackbone, Stage, initialise_linear
 from repertory.ops.sliding_window import sliding_window_sum
 
 PREPROCESSING = Preprocessing(size=(224, 224), interpolation="bicubic", crop=0.9)
@@ -258,25 +257,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(neighbours, -1)))
 
 
-class Stage(nn.Module):
-    """A downsampler (none in the first stage), then blocks. Its output is what dense prediction takes."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample, self.blocks = downsample, nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the stage's width at half the size (the first stage keeps both)."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            for block in self.blocks:
-                x = checkpoint(block, x, use_reentrant=False)
-            return x
-        return self.blocks(x)
-
-
-class ELSASwin(nn.Module):
+class ELSASwin(PyramidBackbone):
     """Swin with Hadamard attention in all stages but the last, and its classifier.
 
     Args:
@@ -334,10 +315,8 @@ class ELSASwin(nn.Module):
             )
         if dense and num_classes:
             raise ValueError(f"num_classes is {num_classes}; the dense form has no classifier, so it must be 0")
-        self.num_classes, self.grad_checkpointing = num_classes, False
         self.preprocessing = PREPROCESSING
         widths = [embed_dim * 2**stage for stage in range(len(depths))]
-        self.num_features = self.head_hidden_size = widths[-1]
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
 
         def attention(stage: int, block: int) -> nn.Module:
@@ -359,135 +338,35 @@ class ELSASwin(nn.Module):
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
         self.feature_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths) if dense else None
-        self.norm: nn.Module = nn.Identity() if dense else nn.LayerNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.feature_info = [
-            {"num_chs": width, "reduction": patch_size * 2**stage, "module": f"stages.{stage}"}
-            for stage, width in enumerate(widths)
-        ]
-        self.apply(_initialise)
+        self.norm = nn.Identity() if dense else nn.LayerNorm(widths[-1])
+        self.finish(num_classes, widths, [patch_size * 2**stage for stage in range(len(widths))])
+        self.apply(initialise_linear)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The stage maps at strides 4, 8, 16 and 32, (B, C_i, H_i, W_i), each before the next downsampler."""
-        return self.forward_intermediates(x, intermediates_only=True)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Stage maps as timm's feature extractors ask for them; those of the dense form are normalised.
-
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: stages wanted (negative ones count from the end), the last so many, or None for all.
-            norm: also normalise the last map.
-            stop_early: leave out the stages after the last wanted one.
-            output_fmt: ``NCHW``, the only layout.
-            intermediates_only: return the list alone, and not (last map, list).
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'")
-        wanted = self._stage_indices(indices)
-        x = self._tokens(x)
-        maps = []
-        for index, stage in enumerate(self.stages):
-            if stop_early and index > max(wanted):
-                break
-            x = stage(x)
-            if index in wanted:
-                normalise = norm and index == len(self.stages) - 1
-                maps.append(self._channels_first(self._last(x) if normalise else self._of_stage(index, x)))
-        return maps if intermediates_only else (self._channels_first(self._last(x)), maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the wanted stages do not need; return their indices."""
-        wanted = self._stage_indices(indices)
-        self.stages = self.stages[: max(wanted) + 1]
-        if self.feature_norms is not None:
-            self.feature_norms = self.feature_norms[: max(wanted) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return wanted
-
-    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
-        if indices is None:
-            return list(range(count))
-        listed = range(count - indices, count) if isinstance(indices, int) else indices
-        wanted = [index + count if index < 0 else index for index in listed]
-        if not wanted or not all(0 <= index < count for index in wanted):
-            raise ValueError(f"indices are {indices}; there are stages 0 to {count - 1}")
-        return wanted
-
-    def _tokens(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """Tokens (B, H / 4, W / 4, embed_dim), sizes rounded up; maps lie so between stages."""
         if x.ndim != 4 or min(x.shape[-2:]) < 1:
             raise ValueError(f"images are {tuple(x.shape)}; they must be (B, C, H, W) with H and W at least 1")
         return self.pos_drop(self.patch_embed(x))
 
+    def stage_map(self, index: int, x: Tensor) -> Tensor:
+        """The map of a stage, (B, C, H, W); that of the dense form is normalised."""
+        return self._of_stage(index, x).permute(0, 3, 1, 2)
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """The last map, normalised: (B, num_features, H / 32, W / 32), sizes rounded up."""
+        return self.norm(self._of_stage(len(self.stages) - 1, x)).permute(0, 3, 1, 2)
+
     def _of_stage(self, index: int, x: Tensor) -> Tensor:
         return x if self.feature_norms is None else self.feature_norms[index](x)
 
-    def _last(self, x: Tensor) -> Tensor:
-        return self.norm(self._of_stage(len(self.stages) - 1, x))
-
-    def _channels_first(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, normalised: (B, num_features, H / 32, W / 32), sizes rounded up."""
-        return self._channels_first(self._last(self.stages(self._tokens(x))))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of a normalised map, or its mean (B, num_features) with ``pre_logits``."""
-        features = x.mean((2, 3))
-        return features if pre_logits else self.head(features)
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits out of features."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new head for ``num_classes``; 0 leaves pooled features. Pooling is always the mean."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}; it must be 'avg'")
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype)
-        _initialise(self.head)
-
-    def deploy(self) -> ELSASwin:
-        """A copy for inference: the same parameters, none being training-only, in evaluation mode."""
-        model = copy.deepcopy(self).eval()
-        model.set_grad_checkpointing(False)
-        return model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Truncated normals for linear layers; convolutions, norms and ghost heads keep their own."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the wanted stages do not need, norms of the others among it; return their indices."""
+        wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if self.feature_norms is not None:
+            self.feature_norms = self.feature_norms[: max(wanted) + 1]
+        return wanted
 
 
 def elsa_swin_tiny(num_classes: int = 1000, in_chans: int = 3, **settings: Any) -> ELSASwin:

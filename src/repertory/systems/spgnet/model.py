@@ -13,18 +13,17 @@ have strides 4, 8, 16 and 32; any height and width go, since upsampling is to th
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 from repertory.data.preprocessing import Preprocessing
+from repertory.nn.recompute import recompute
 from repertory.systems.spgnet.gates import Reweighting, SemanticGate, build_gate
 
 PREPROCESSING = Preprocessing(size=(769, 769), crop=1.0)
@@ -424,30 +423,9 @@ def _resized(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=align_corners)
 
 
-def _run(module: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
-    if not (recompute and module.training and torch.is_grad_enabled()):
-        return module(*inputs)
-
-    def contexts() -> tuple[Any, Any]:
-        return contextlib.nullcontext(), _statistics_kept(module)
-
-    if torch.compiler.is_compiling():
-        return checkpoint(module, *inputs, use_reentrant=False)
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-@contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let batch norm write its running statistics to copies that are dropped: the first pass has updated them."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
-    for norm, name, buffer in kept:
-        setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, name, buffer in kept:
-            setattr(norm, name, buffer)
+def _run(module: nn.Module, again: bool, *inputs: Tensor) -> Tensor:
+    """``module`` of ``inputs``; with ``again`` its activations are computed again in the backward pass."""
+    return recompute(module, *inputs) if again and module.training and torch.is_grad_enabled() else module(*inputs)
 
 
 def _initialise(module: nn.Module) -> None:
