@@ -212,7 +212,7 @@ def fit_weights(model: nn.Module, weights: Weights, convert: Converter | None, r
         hint = ""
         if differing and set(differing) <= _head_keys(model) and len(problems) == len(differing[:3]):
             classes = state[differing[0]].shape[0]
-            hint = f" (give num_classes={classes} for its own classifier, or --reset-head, reset_head=True, for a new)"
+            hint = f" (give num_classes={classes} for its own classifier, or reset_head=True (--reset-head) for a new)"
         raise ValueError(f"{weights.source} is of another model than {_called(model)}: {'; '.join(problems)}{hint}")
     for key, value in state.items():
         if key in own and value.is_floating_point() and not bool(value.isfinite().all()):
