@@ -41,6 +41,10 @@ test-all: $(VENV)/.dev $(VENV)/.docs lint
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.dilated_attention
 	$(BIN)/python -m benchmarks.bilateral
+	$(BIN)/python -m benchmarks.elsa
+	$(BIN)/python -m benchmarks.criss_cross
+	$(BIN)/python -m benchmarks.frequency_filter
+	$(BIN)/python -m benchmarks.method_step
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

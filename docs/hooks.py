@@ -1,7 +1,7 @@
 """Pages that are made from the cards, the recorded status, the benchmark rows and the evidence: nothing is typed twice.
 
 A line ``[benchmark: NAME]`` in ``docs/notes/<slug>.md`` becomes the rows that ``python -m benchmarks.NAME`` wrote.
-``docs/evidence.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied.
+``docs/evidence.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied without its curves.
 """
 
 from __future__ import annotations
