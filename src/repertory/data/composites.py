@@ -305,7 +305,8 @@ def composites(
 
     Args:
         size: side of the square pictures, or (height, width).
-        train, val: number of scenes.
+        train: number of scenes to train on.
+        val: number of scenes to validate on.
         seed: what all is drawn by.
         recipe: how scenes are made; its ``size`` is replaced.
     """

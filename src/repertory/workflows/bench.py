@@ -128,7 +128,7 @@ def _network(name: str, side: int, device: str) -> nn.Module:
     import repertory.timm  # noqa: F401
 
     if name.startswith("deit"):
-        settings: dict[str, Any] = {"img_size": side, "dynamic_img_pad": True}
+        settings: dict[str, Any] = {"dynamic_img_size": True, "dynamic_img_pad": True}
     else:
         settings = {"img_size": side} if name.startswith("swin") else {}
     torch.manual_seed(0)

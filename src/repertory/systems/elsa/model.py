@@ -187,7 +187,8 @@ class WindowAttention(nn.Module):
         """Attention among the n pixels of a window: (windows, n, dim) to the same, bias (windows or 1, heads, n, n)."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         drop = self.attn_drop.p if self.training else 0.0
-        if self.backend == "reference" or torch.compiler.is_exporting():  # every product in sight
+        # What fused attention gives is a view when exported, which the ONNX exporter rejects.
+        if self.backend == "reference" or torch.compiler.is_exporting():
             logits = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1) + bias
             out = F.dropout(logits.softmax(-1), drop) @ value
         else:

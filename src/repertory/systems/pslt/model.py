@@ -282,7 +282,8 @@ class WindowAttention(nn.Module):
         query, key = parts[0], parts[1]
         value = parts[2] if values is None else values.view(count, length, *heads).transpose(1, 2)
         bias = windows.bias(self.bias_table, shift, count // windows.count).to(query.dtype)
-        if self.backend == "reference":
+        # What fused attention gives is a view when exported, which the ONNX exporter rejects.
+        if self.backend == "reference" or torch.compiler.is_exporting():
             weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
             out = weights.softmax(-1) @ value
         else:
