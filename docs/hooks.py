@@ -1,7 +1,7 @@
 """Pages that are made from the cards, the recorded status, the benchmark rows and the evidence: nothing is typed twice.
 
 A line ``[benchmark: NAME]`` in ``docs/notes/<slug>.md`` becomes the rows that ``python -m benchmarks.NAME`` wrote.
-``docs/evidence.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied without its curves.
+Each ``docs/evidence*.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied without its curves.
 """
 
 from __future__ import annotations
@@ -138,13 +138,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _evidence(slug: str) -> str:
     """What the recorded reproduction says of a system, in the words of its report."""
-    path = DOCS / "evidence.json"
-    if not path.is_file():
+    jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("evidence*.json"))]
+    found = [(job, entry) for job in jobs for entry in job["systems"] if entry["system"] == slug]
+    if not found:
         return ""
-    results = json.loads(path.read_text(encoding="utf-8"))
-    system = next((entry for entry in results["systems"] if entry["system"] == slug), None)
-    if system is None:
-        return ""
+    results, system = found[0]
     better = "higher" if system["higher_is_better"] else "lower"
     parts = [
         f"**{system['question']}** {'Synthetic probe: ' if system['probe'] else ''}{system['data']}.",
