@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -214,7 +215,9 @@ def test_a_killed_job_stops_its_run_and_goes_on_with_it_when_started_again(tmp_p
     folder = tmp_path / "out" / "slow" / "smoke" / "a" / "0"
     ticks = folder / "ticks"
     command = [sys.executable, str(tmp_path / "slow_experiment.py"), str(tmp_path / "out")]
-    job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    # Tests that a shell runs in the background inherit SIGINT ignored; the job is to get it as from a terminal.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    job = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not (ticks.exists() and ticks.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
