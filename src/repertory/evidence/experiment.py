@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+FRACTIONS = ("top1", "ece", "miou", "pixel_accuracy", "mean_accuracy")
+
+
+class Trained(Protocol):
+    """What training tells of a run: its figures, curves (name -> [(images processed, value)]) and what it cost."""
+
+    metrics: dict[str, float]
+    curves: dict[str, list[tuple[float, float]]]
+    images: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,23 @@ class ArmResult:
     steps: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        trained: Trained,
+        used: Mapping[str, Any],
+        percent: Sequence[str] = FRACTIONS,
+        measured: Mapping[str, float] | None = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
+    ) -> ArmResult:
+        """The result of ``trained`` with settings ``used``: of its metrics those in ``percent``, fractions there and
+        per cent here, with whatever else was ``measured``; every curve but the learning rate's.
+        """
+        metrics = {name: 100 * value for name, value in trained.metrics.items() if name in percent}
+        metrics |= measured or {}
+        curves = {name: points for name, points in trained.curves.items() if name != "lr"}
+        return cls(metrics, curves, trained.images, trained.steps, dict(used), dict(pictures or {}))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from repertory.data.composites import Recipe, composites
 from repertory.data.segmentation import SegmentationData
 from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
 from repertory.systems.afformer.model import AdaptiveFrequencyFilter, AFFormerSegmentor, HighPassFilters
-from repertory.training.engine import fit
+from repertory.training.arms import fit_arm
 from repertory.training.segmentation import sample_pictures
-from repertory.training.settings import SegmentationSettings
 
 PARTS = ("kernel", "high", "low")
 SIZES: dict[str, Any] = {"embed_dims": (16, 32, 48, 64), "num_layers": (1, 1, 1, 1), "channels": 64, "norm_groups": 8}
@@ -103,35 +102,18 @@ def digits_over_photographs(seed: int, scale: Scale) -> SegmentationData:
 def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     """Train the network of the arm, everything else alike, and judge it once, at the end."""
     data = digits_over_photographs(seed, scale)
-    settings = SegmentationSettings(
-        max_images=scale.images,
-        batch_size=scale.settings["batch_size"],
-        optimizer="adamw",
-        lr=scale.settings["lr"],
-        weight_decay=scale.settings["weight_decay"],
-        schedule="poly",
-        poly_power=1.0,
-        warmup_epochs=scale.settings["warmup_epochs"],
-        augment=scale.settings["augment"],
-        seed=seed,
-        evaluate_every=0,
-        accelerator="cpu",
-        tensorboard=False,
-    )
     model = narrow(arm, len(data.classes), seed)
-    result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-    if result.interrupted:
-        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-    curves = {name: points for name, points in result.curves.items() if name != "lr"}
-    metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-    used = {**scale.settings, **arm.settings}
-    return ArmResult(metrics, curves, result.images, result.steps, used, sample_pictures(result.model, data, 2))
+    result = fit_arm(model, data, scale, seed, context)
+    pictures = sample_pictures(result.model, data, 2)
+    return ArmResult.of(result, {**scale.settings, **arm.settings}, pictures=pictures)
 
 
 _RECIPE: dict[str, Any] = {
     "side": 64,
     "digits": [0, 1, 7],
     "batch_size": 8,
+    "optimizer": "adamw",
+    "poly_power": 1.0,
     "lr": 3e-3,
     "weight_decay": 0.01,
     "warmup_epochs": 0.5,

@@ -25,7 +25,7 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
 
     from repertory.nn import ConvNet
     from repertory.systems.bake.method import Bake
-    from repertory.training import FitSettings, fit
+    from repertory.training.arms import fit_arm
 
     settings = {**RECIPE, **scale.settings, **arm.settings}
     data = few_labels(seed, settings["labels"])
@@ -36,24 +36,8 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     methods = (
         [Bake(omega=settings["omega"], weight=settings["weight"], partners=settings["partners"])] if paired else []
     )
-    fitted = FitSettings(
-        max_images=scale.images,
-        batch_size=settings["batch_size"],
-        lr=settings["lr"],
-        weight_decay=settings["weight_decay"],
-        schedule=settings["schedule"],
-        augment=settings["augment"],
-        seed=seed,
-        accelerator="cpu",
-        evaluate_every=0,
-        tensorboard=False,
-    )
-    result = fit(model, data, methods, out=context.out, settings=fitted, resume=True, progress=context.progress)
-    if result.interrupted:
-        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-    curves = {name: points for name, points in result.curves.items() if name != "lr"}
-    metrics = {"top1_error": 100 * result.metrics["top1_error"], "ece": 100 * result.metrics["ece"]}
-    return ArmResult(metrics, curves, result.images, result.steps, settings)
+    result = fit_arm(model, data, scale, seed, context, methods)
+    return ArmResult.of(result, settings, ("top1_error", "ece"))
 
 
 def few_labels(seed: int, labels: int) -> ImageData:

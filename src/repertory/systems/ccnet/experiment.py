@@ -18,9 +18,8 @@ from repertory.data.preprocessing import Preprocessing
 from repertory.data.segmentation import IGNORE_INDEX, ArraySegmentation, SegmentationData
 from repertory.evidence import Arm, ArmResult, Context, Experiment, PublishedDifference, Scale
 from repertory.systems.ccnet.model import CCNet
-from repertory.training.engine import fit
+from repertory.training.arms import fit_arm
 from repertory.training.segmentation import sample_pictures
-from repertory.training.settings import SegmentationSettings
 
 COLOURS = ("red", "green", "blue")  # of marks
 
@@ -101,37 +100,19 @@ def _runner(make_data: Callable[[Arm, int, Scale], SegmentationData]) -> Callabl
     def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         """Train the network with the arm's number of applications and judge it once, at the end."""
         data = make_data(arm, seed, scale)
-        settings = SegmentationSettings(
-            max_images=scale.images,
-            batch_size=scale.settings["batch_size"],
-            optimizer="adamw",
-            lr=scale.settings["lr"],
-            weight_decay=scale.settings["weight_decay"],
-            schedule="poly",
-            warmup_epochs=scale.settings["warmup_epochs"],
-            clip_grad=scale.settings["clip_grad"],
-            augment=scale.settings["augment"],
-            seed=seed,
-            evaluate_every=0,
-            accelerator="cpu",
-            tensorboard=False,
-        )
         model = narrow(arm.settings["recurrence"], len(data.classes), seed, scale.settings["width"])
-        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-        if result.interrupted:
-            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-        curves = {name: points for name, points in result.curves.items() if name != "lr"}
-        metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+        result = fit_arm(model, data, scale, seed, context)
         trained: Any = result.model
-        metrics["gamma"] = abs(float(trained.head.attention.gamma.detach()))
-        settled = {**scale.settings, **arm.settings}
-        return ArmResult(metrics, curves, result.images, result.steps, settled, sample_pictures(result.model, data, 2))
+        gamma = {"gamma": abs(float(trained.head.attention.gamma.detach()))}
+        pictures = sample_pictures(result.model, data, 2)
+        return ArmResult.of(result, {**scale.settings, **arm.settings}, measured=gamma, pictures=pictures)
 
     return run
 
 
 _RECIPE: dict[str, Any] = {
     "batch_size": 16,
+    "optimizer": "adamw",
     "lr": 5e-3,
     "weight_decay": 0.01,
     "warmup_epochs": 0.5,

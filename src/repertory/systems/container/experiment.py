@@ -13,8 +13,7 @@ from repertory.data import ArrayImages, ImageData, load
 from repertory.data.preprocessing import Preprocessing
 from repertory.evidence import Arm, ArmResult, Context, Experiment, PublishedDifference, Scale
 from repertory.systems.container.model import Container
-from repertory.training.engine import fit
-from repertory.training.settings import FitSettings
+from repertory.training.arms import fit_arm
 
 SIDE = 32
 TARGET = 70.0  # per cent; how soon it is reached is the measure of convergence
@@ -101,36 +100,22 @@ def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int,
     def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         """Train the tiny network with the arm's affinities, everything else alike, and judge it at the end."""
         data = make_data(seed, scale)
-        settings = FitSettings(
-            max_images=scale.images,
-            batch_size=scale.settings["batch_size"],
-            optimizer="adamw",
-            lr=scale.settings["lr"],
-            weight_decay=scale.settings["weight_decay"],
-            warmup_epochs=scale.settings["warmup_epochs"],
-            clip_grad=scale.settings["clip_grad"],
-            augment=scale.settings["augment"],
-            seed=seed,
-            evaluate_every=1,
-            accelerator="cpu",
-            tensorboard=False,
-        )
         model = tiny(len(data.classes), arm.settings["affinities"], arm.settings["mixing"], seed)
-        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-        if result.interrupted:
-            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-        curves = {name: points for name, points in result.curves.items() if name != "lr"}
-        metrics = {name: 100 * result.metrics[name] for name in ("top1", "ece")}
-        metrics["attention_share"] = attention_share(result.model)
-        learned = [(images, 100 * value) for images, value in curves["val_top1"]]
-        metrics[f"images_to_{TARGET:.0f}"] = images_to(TARGET, learned, scale.images)
-        return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings})
+        result = fit_arm(model, data, scale, seed, context)
+        learned = [(images, 100 * value) for images, value in result.curves["val_top1"]]
+        measured = {
+            "attention_share": attention_share(result.model),
+            f"images_to_{TARGET:.0f}": images_to(TARGET, learned, scale.images),
+        }
+        return ArmResult.of(result, {**scale.settings, **arm.settings}, measured=measured)
 
     return run
 
 
 _RECIPE: dict[str, Any] = {
     "batch_size": 50,
+    "optimizer": "adamw",
+    "evaluate_every": 1,
     "lr": 2e-3,
     "weight_decay": 0.05,
     "warmup_epochs": 0.2,

@@ -13,8 +13,7 @@ from repertory.data import ArrayImages, ImageData, load
 from repertory.data.preprocessing import Preprocessing
 from repertory.evidence import Arm, ArmResult, Context, Experiment, PublishedDifference, Scale
 from repertory.systems.dilateformer.model import DilateFormer
-from repertory.training.engine import fit
-from repertory.training.settings import FitSettings
+from repertory.training.arms import fit_arm
 
 PERIODS = (2, 4, 6)  # pixels between dots
 GRID_SIDE = 48
@@ -82,28 +81,10 @@ def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int,
     def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         """Train the narrow network with the arm's rates, everything else alike, and judge it once, at the end."""
         data = make_data(seed, scale)
-        settings = FitSettings(
-            max_images=scale.images,
-            batch_size=scale.settings["batch_size"],
-            optimizer="adamw",
-            lr=scale.settings["lr"],
-            weight_decay=scale.settings["weight_decay"],
-            warmup_epochs=scale.settings["warmup_epochs"],
-            clip_grad=scale.settings["clip_grad"],
-            augment=scale.settings["augment"],
-            seed=seed,
-            evaluate_every=0,
-            accelerator="cpu",
-            tensorboard=False,
-        )
         build = convolutional if arm.settings["operator"] == "convolution" else narrow
         model = _drawn(build, seed, len(data.classes), scale.settings["width"], arm.settings["dilation"])
-        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-        if result.interrupted:
-            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-        curves = {name: points for name, points in result.curves.items() if name != "lr"}
-        metrics = {name: 100 * result.metrics[name] for name in ("top1", "ece")}
-        return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings})
+        result = fit_arm(model, data, scale, seed, context)
+        return ArmResult.of(result, {**scale.settings, **arm.settings})
 
     return run
 
@@ -117,6 +98,7 @@ def _drawn(build: Callable[..., DilateFormer], seed: int, classes: int, width: i
 
 _RECIPE: dict[str, Any] = {
     "batch_size": 32,
+    "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.05,
     "warmup_epochs": 0.2,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from repertory.data import load
 from repertory.evidence import Arm, ArmResult, Context, Experiment, PublishedDifference, Scale
 from repertory.systems.elsa.model import ELSASwin, HadamardAttention, WindowAttention
-from repertory.training.engine import fit
-from repertory.training.settings import FitSettings
+from repertory.training.arms import fit_arm
 
 WINDOW = 7
 HEADS, DEPTHS = (3, 6), (2, 1)
@@ -60,35 +59,17 @@ def narrow(num_classes: int, in_chans: int, width: int, local: str) -> ELSASwin:
 def _run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     """Train the small Swin with the arm's local layer, everything else alike, and judge it once, at the end."""
     data = load("mnist5k", size=scale.settings["side"])
-    settings = FitSettings(
-        max_images=scale.images,
-        batch_size=scale.settings["batch_size"],
-        optimizer="adamw",
-        lr=scale.settings["lr"],
-        weight_decay=scale.settings["weight_decay"],
-        warmup_epochs=scale.settings["warmup_epochs"],
-        clip_grad=scale.settings["clip_grad"],
-        augment=scale.settings["augment"],
-        seed=seed,
-        evaluate_every=0,
-        accelerator="cpu",
-        tensorboard=False,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = narrow(len(data.classes), 1, scale.settings["width"], arm.settings["local"])
     parameters = sum(p.numel() for p in model.parameters())
-    result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-    if result.interrupted:
-        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-    curves = {name: points for name, points in result.curves.items() if name != "lr"}
-    metrics = {name: 100 * result.metrics[name] for name in ("top1", "ece")}
-    used = {**scale.settings, **arm.settings, "parameters": parameters}
-    return ArmResult(metrics, curves, result.images, result.steps, used)
+    result = fit_arm(model, data, scale, seed, context)
+    return ArmResult.of(result, {**scale.settings, **arm.settings, "parameters": parameters})
 
 
 _RECIPE: dict[str, Any] = {
     "batch_size": 32,
+    "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.05,
     "warmup_epochs": 0.2,

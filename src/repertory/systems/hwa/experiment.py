@@ -14,11 +14,10 @@ from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
 from repertory.nn import ConvNet
 from repertory.systems.hwa.baselines import AveragedWeights
 from repertory.systems.hwa.method import Hwa
+from repertory.training.arms import fit_arm
 from repertory.training.checkpoint import load_checkpoint
-from repertory.training.engine import fit
 from repertory.training.evaluation import evaluate
 from repertory.training.method import Method
-from repertory.training.settings import FitSettings
 
 CYCLES = 30  # synchronisations of a run
 WINDOW = 6  # the last fifth of them
@@ -58,24 +57,14 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     """Train one network, or K, on as many images as every other arm; judge it once, at the end."""
     seed += FIRST_SEED
     data = load("mnist5k")
-    settings = FitSettings(
-        max_images=scale.images,
-        batch_size=scale.settings["batch_size"] * arm.settings.get("batches", 1),
-        lr=scale.settings["lr"],
-        weight_decay=scale.settings["weight_decay"],
-        schedule=arm.settings["schedule"],
-        seed=seed,
-        evaluate_every=scale.settings["evaluate_every"],
-        tensorboard=False,
-    )
-    steps = scale.images // (settings.batch_size * arm.settings.get("replicas", 1))
+    batch_size = scale.settings["batch_size"] * arm.settings.get("batches", 1)
+    steps = scale.images // (batch_size * arm.settings.get("replicas", 1))
     methods = methods_of(arm, steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ConvNet(len(data.classes), in_chans=1, width=scale.settings["width"])
-    result = fit(network, data, methods, out=context.out, settings=settings, resume=True, progress=context.progress)
-    if result.interrupted:
-        raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
+    schedule = arm.settings["schedule"]
+    result = fit_arm(network, data, scale, seed, context, methods, batch_size=batch_size, schedule=schedule)
     metrics = {name: 100 * result.metrics[name] for name in ("top1_error", "ece")}
     if "replicas" in arm.settings:
         outer = outer_network(network, load_checkpoint(context.out / "checkpoints" / "last.ckpt")["model"])

@@ -14,8 +14,7 @@ from repertory.data import ArrayImages, ImageData, load
 from repertory.data.preprocessing import Preprocessing
 from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
 from repertory.systems.pslt.model import LadderBlock, WindowAttention, Windows
-from repertory.training.engine import fit
-from repertory.training.settings import FitSettings
+from repertory.training.arms import fit_arm
 
 SIDE, PATCH = 30, 3  # pixels of a picture and of a token
 WINDOW = 5  # tokens: four windows cover a picture; odd, so that the two shifts cut differently
@@ -118,28 +117,10 @@ def _runner(make_data: Callable[[int, Scale], ImageData]) -> Callable[[Arm, int,
     def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         """Train the arm's network, everything else alike, and judge it once, at the end."""
         data = make_data(seed, scale)
-        settings = FitSettings(
-            max_images=scale.images,
-            batch_size=scale.settings["batch_size"],
-            optimizer="adamw",
-            lr=scale.settings["lr"],
-            weight_decay=scale.settings["weight_decay"],
-            warmup_epochs=scale.settings["warmup_epochs"],
-            clip_grad=scale.settings["clip_grad"],
-            augment=scale.settings["augment"],
-            seed=seed,
-            evaluate_every=0,
-            accelerator="cpu",
-            tensorboard=False,
-        )
         model = narrow(len(data.classes), arm, seed, scale.settings["ladders"])
-        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-        if result.interrupted:
-            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-        curves = {name: points for name, points in result.curves.items() if name != "lr"}
-        metrics = {name: 100 * result.metrics[name] for name in ("top1", "ece")}
-        metrics["parameters"] = float(sum(p.numel() for p in model.parameters()))
-        return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings})
+        result = fit_arm(model, data, scale, seed, context)
+        parameters = {"parameters": float(sum(p.numel() for p in model.parameters()))}
+        return ArmResult.of(result, {**scale.settings, **arm.settings}, measured=parameters)
 
     return run
 
@@ -148,6 +129,7 @@ _LADDER: dict[str, Any] = {"block": "ladder", "dim": 36, "shifts": [0, -SHIFT, S
 _UNSPLIT: dict[str, Any] = {"block": "unsplit", "dim": 22, "heads": 2}
 _RECIPE: dict[str, Any] = {
     "batch_size": 50,
+    "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.05,
     "warmup_epochs": 0.2,

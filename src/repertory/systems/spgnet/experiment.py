@@ -21,9 +21,8 @@ from repertory.data.preprocessing import Preprocessing
 from repertory.data.segmentation import ArraySegmentation, SegmentationData
 from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
 from repertory.systems.spgnet.model import SPGNet
-from repertory.training.engine import fit
+from repertory.training.arms import fit_arm
 from repertory.training.segmentation import sample_pictures
-from repertory.training.settings import SegmentationSettings
 
 SHALLOW, DEEP = (1, 1, 1, 1), (6, 5, 4, 5)  # depths of each of two stages, and of one with the parameters of both
 WIDTHS, DECODER_WIDTH = (32, 48, 64, 96), 32
@@ -129,32 +128,12 @@ def _runner(make_data: Callable[[int, Scale], SegmentationData]) -> Callable[[Ar
     def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
         """Train the network of the arm, everything else alike, and judge its last stage once, at the end."""
         data = make_data(seed, scale)
-        settings = SegmentationSettings(
-            max_images=scale.images,
-            batch_size=scale.settings["batch_size"],
-            optimizer="adamw",
-            lr=scale.settings["lr"],
-            weight_decay=scale.settings["weight_decay"],
-            schedule="cosine",
-            warmup_epochs=scale.settings["warmup_epochs"],
-            clip_grad=scale.settings["clip_grad"],
-            augment=scale.settings["augment"],
-            aux_weight=1.0,  # every stage counts alike
-            seed=seed,
-            evaluate_every=0,
-            accelerator="cpu",
-            tensorboard=False,
-        )
         model = narrow(arm, len(data.classes), seed)
-        result = fit(model, data, out=context.out, settings=settings, resume=True, progress=context.progress)
-        if result.interrupted:
-            raise KeyboardInterrupt  # the run goes on from its checkpoint when it is started again
-        curves = {name: points for name, points in result.curves.items() if name != "lr"}
-        metrics = {name: 100 * result.metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-        pictures = sample_pictures(result.model, data, 2)
+        result = fit_arm(model, data, scale, seed, context)
+        measured, pictures = {}, sample_pictures(result.model, data, 2)
         if arm.settings["gate"] in ("spg", "unsupervised"):
-            metrics["border_contrast"], pictures["Picture 1: gate"] = _guidance(result.model, data)
-        return ArmResult(metrics, curves, result.images, result.steps, {**scale.settings, **arm.settings}, pictures)
+            measured["border_contrast"], pictures["Picture 1: gate"] = _guidance(result.model, data)
+        return ArmResult.of(result, {**scale.settings, **arm.settings}, measured=measured, pictures=pictures)
 
     return run
 
@@ -163,6 +142,9 @@ _RECIPE: dict[str, Any] = {
     "side": 48,
     "digits": [0, 1],
     "batch_size": 8,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "aux_weight": 1.0,  # every stage counts alike
     "lr": 3e-3,
     "weight_decay": 0.01,
     "warmup_epochs": 0.5,
