@@ -1,8 +1,9 @@
 """Criss-cross attention: every position attends to the lines through it, as CCNet defines it (arXiv 1811.11721).
 
 The authors copy queries, keys and values once an axis and join the logits for one softmax. The fast paths here multiply
-in place of that along each axis of one channels-last copy, a slice of channels at a time; the softmax spans the axes
-through the largest logit and the sum that they share, and the backward pass is written out and keeps only the weights.
+in place of that along each axis of one channels-last copy, a slice of channels at a time in memory that all slices
+share; the softmax spans the axes through the largest logit and the sum that they share, and the backward pass is
+written out and keeps only the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from repertory.ops.backend import being_traced, check, compiled, needs_triton
 
-_SLICE = 5 << 18  # elements of a slice of channels: large enough for matrix products, small beside the values
+_SLICE = 5 << 17  # elements of a slice of channels: large enough for matrix products, small beside the values
+_TOGETHER = 16  # channels read at a time: a line of cache, and few enough pages of memory to know the way to
+_BLOCK = 1 << 11  # positions written at a time: their lines of cache, one of every position, stay in the second level
 
 
 def criss_cross_attention(
@@ -106,13 +109,23 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, masked_axes: int) -> T
 
 
 def _read(source: Tensor, target: Tensor) -> Tensor:
-    """``target`` (*sizes, C), filled with ``source`` (C, *sizes): a matrix transposed, which PyTorch blocks."""
-    target.flatten(0, -2).copy_(source.reshape(source.shape[0], -1).t())
+    """``target`` (*sizes, C), filled with ``source`` (C, *sizes), in all dimensions: as a matrix one thread copies it."""
+    for start in range(0, source.shape[0], _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        target[..., part].copy_(source[part].movedim(0, -1))
     return target
 
 
 def _write(target: Tensor, source: Tensor) -> None:
-    """Fill ``target`` (C, *sizes) with ``source`` (*sizes, C)."""
+    """Fill ``target`` (C, *sizes) with ``source`` (*sizes, C), a block of positions at a time."""
+    rows = max(1, _BLOCK // target.shape[2:].numel())
+    for start in range(0, target.shape[1], rows):
+        block = slice(start, start + rows)
+        target[:, block].copy_(source[block].movedim(-1, 0))
+
+
+def _write_fused(target: Tensor, source: Tensor) -> None:
+    """As :func:`_write`, as one matrix: the compiler blocks that, and spreads it over all threads."""
     target.flatten(1).copy_(source.flatten(0, -2).t())
 
 
@@ -127,16 +140,13 @@ def _map(lines: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
     return lines.reshape(*others, *lines.shape[1:]).movedim(-2, axis)
 
 
-def _mixed(weights: Sequence[Tensor], x: Tensor) -> Tensor:
-    """The sum over axes of ``weights`` times the lines of the map ``x``: a map."""
-    sizes = x.shape[:-1]
-    total = _map(torch.bmm(weights[-1], _lines(x, len(sizes) - 1)), len(sizes) - 1, sizes)  # contiguous, the last axis
-    for axis, along in enumerate(weights[:-1]):
-        lines = _lines(total, axis)
-        if lines.data_ptr() == total.data_ptr():
-            lines.baddbmm_(along, _lines(x, axis))
-        else:
-            total += _map(torch.bmm(along, _lines(x, axis)), axis, sizes)
+def _mixed(weights: Sequence[Tensor], x: Tensor, total: Tensor, spare: Tensor) -> Tensor:
+    """``total``: the sum over axes of ``weights`` times the lines of the map ``x``; ``spare`` is overwritten."""
+    *others, last = range(x.ndim - 1)
+    torch.bmm(weights[last], _lines(x, last), out=_lines(total, last))
+    for axis in others:
+        product = torch.bmm(weights[axis], _lines(x, axis), out=spare.view_as(_lines(total, axis)))
+        total += _map(product, axis, x.shape[:-1])
     return total
 
 
@@ -190,18 +200,31 @@ class _Parts(NamedTuple):
 
 @functools.cache
 def _parts(path: str) -> _Parts:
-    """In place, or fused by the compiler, which also spreads the transposed copies over all threads."""
+    """In place, or fused by the compiler; reading gains nothing from it."""
     if path == "compiled":
-        return _Parts(compiled(_normalise), compiled(_to_logits), compiled(_read), compiled(_write))
+        return _Parts(compiled(_normalise), compiled(_to_logits), _read, compiled(_write_fused))
     return _Parts(_normalise_in_place, _to_logits_in_place, _read, _write)
 
 
-def _map_of(x: Tensor, dtype: torch.dtype, path: str) -> Tensor:
-    """(C, *sizes) as a contiguous map of ``dtype``: itself where its layout is that already."""
+def _map_of(x: Tensor, room: Tensor, path: str) -> Tensor:
+    """(C, *sizes) as a map: a view where its layout and type allow products, else read into ``room``."""
     moved = x.movedim(0, -1)
-    if moved.is_contiguous() and x.dtype == dtype:
+    if moved.stride(-1) == 1 and x.dtype == room.dtype:
         return moved
-    return _parts(path).read(x, torch.empty(moved.shape, dtype=dtype, device=x.device))
+    return _parts(path).read(x, room)
+
+
+class _Rooms:
+    """Maps of so many positions and at most so many channels, which slice after slice is put into."""
+
+    def __init__(self, count: int, x: Tensor, width: int) -> None:
+        self.sizes = x.shape[2:]
+        self.memory = [x.new_empty(self.sizes.numel() * width, dtype=_wide(x)) for _ in range(count)]
+
+    def of(self, width: int) -> list[Tensor]:
+        """The rooms as contiguous maps (*sizes, ``width``)."""
+        used = self.sizes.numel() * width
+        return [memory[:used].view(*self.sizes, width) for memory in self.memory]
 
 
 def _slices(value: Tensor) -> list[slice]:
@@ -218,19 +241,22 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, masked_axes: int, path: 
         from repertory.ops.criss_cross_triton import attend
 
         return attend(query, key, value, masked_axes)
-    sizes, dtype = tuple(query.shape[2:]), _wide(query)
+    sizes, slices = tuple(query.shape[2:]), _slices(value)
     normalise, put = _parts(path).normalise, _parts(path).write
+    rooms = _Rooms(3, value, max(slices[0].stop, query.shape[1]))
     out = _empty_like(value)
     kept: list[Tensor] = []
     for image in range(query.shape[0]):
-        q, k = (_map_of(x[image], dtype, path) for x in (query, key))
+        first, second, _ = rooms.of(query.shape[1])
+        q, k = _map_of(query[image], first, path), _map_of(key[image], second, path)
         logits = [torch.bmm(_lines(q, axis), _lines(k, axis).mT) for axis in range(len(sizes))]
         for along in logits[:masked_axes]:
             along.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
         weights = normalise(logits, sizes)
         kept += weights
-        for part in _slices(value):
-            put(out[image, part], _mixed(weights, _map_of(value[image, part], dtype, path)))
+        for part in slices:
+            room, total, spare = rooms.of(out[image, part].shape[0])
+            put(out[image, part], _mixed(weights, _map_of(value[image, part], room, path), total, spare))
     return out, *kept
 
 
@@ -243,20 +269,23 @@ def _backward(
 
         columns, rows, sums, out = kept
         return gradients(grad, query, key, value, columns, rows, sums, out)
-    sizes, dtype = tuple(query.shape[2:]), _wide(query)
+    sizes, slices = tuple(query.shape[2:]), _slices(value)
     to_logits, put = _parts(path).to_logits, _parts(path).write
+    rooms = _Rooms(4, value, max(slices[0].stop, query.shape[1]))
     d_query, d_key, d_value = (_empty_like(x) for x in (query, key, value))
     for image in range(query.shape[0]):
         weights = list(kept[image * len(sizes) : (image + 1) * len(sizes)])
         slopes = [torch.zeros_like(x) for x in weights]
-        for part in _slices(value):
-            g = _map_of(grad[image, part], dtype, path)
-            _add_products(slopes, g, _map_of(value[image, part], dtype, path))
-            put(d_value[image, part], _mixed([w.mT for w in weights], g))
-        q, k = (_map_of(x[image], dtype, path) for x in (query, key))
+        for part in slices:
+            first, second, total, spare = rooms.of(d_value[image, part].shape[0])
+            g = _map_of(grad[image, part], first, path)
+            _add_products(slopes, g, _map_of(value[image, part], second, path))
+            put(d_value[image, part], _mixed([w.mT for w in weights], g, total, spare))
         slopes = to_logits(weights, slopes, sizes)
-        put(d_query[image], _mixed(slopes, k))
-        put(d_key[image], _mixed([x.mT for x in slopes], q))
+        first, second, total, spare = rooms.of(query.shape[1])
+        put(d_query[image], _mixed(slopes, _map_of(key[image], first, path), total, spare))
+        q = _map_of(query[image], second, path)
+        put(d_key[image], _mixed([x.mT for x in slopes], q, total, spare))
     return d_query, d_key, d_value
 
 
