@@ -1,0 +1,238 @@
+"""Convolution of signs: 32 products of +-1 in one exclusive or, their sum by counting bits. For inference.
+
+A weight is one bit, 1 for +1. An input is two: whether it is positive, and whether it counts at all; exact zeros do
+not, nor does padding, so the result is exactly that of the float convolution of the signs. Of n terms that count, d of
+which differ in sign from their weights, the sum is n - 2 d.
+
+PyTorch counts no bits, so they are added here in registers: full adders sum up to 15 words to four planes of binary
+digits (as in Harley and Seal's population count), and these are added within words. Compiled, all of that is one loop
+over vectors of pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repertory.ops.backend import being_traced, check, compiled, compiler_found
+
+WORD = 32
+_MOST = 15  # words that four planes can count
+_REPAYS = 2**22  # products from which packing and counting beat the float convolution
+
+
+def pack_signs(weight: Tensor) -> Tensor:
+    """The signs of a kernel ``weight`` (O, C, kH, kW) as int32 (O, ceil(C / 32) kH kW), one bit each, 1 for +1.
+
+    Channel c is bit c mod 32 of the words of its 32 channels, of which there is one for every tap.
+
+    Raises:
+        ValueError: not four dimensions, or a weight that is exactly 0 and so has no sign.
+    """
+    if weight.ndim != 4:
+        raise ValueError(f"weight is {tuple(weight.shape)}; it must be (O, C, kH, kW)")
+    zeros = int((weight == 0).sum())
+    if zeros:
+        raise ValueError(f"weight has {zeros} values of exactly 0; one bit says + or -, so it must have none")
+    positive, _ = _packed(weight)
+    return positive.flatten(1)
+
+
+def unpack_signs(words: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The inverse of :func:`pack_signs`: -1 and 1 in ``shape`` (O, C, kH, kW)."""
+    out_channels, channels, *kernel_size = shape
+    bits = (words.view(out_channels, -1, 1, *kernel_size) >> _shifts(words)) & 1
+    return (2 * bits.flatten(1, 2)[:, :channels] - 1).to(dtype)
+
+
+def binary_conv2d(
+    x: Tensor,
+    words: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """The convolution of sign(``x``) with packed signs, exactly: whole numbers in the dtype of ``x``. No gradient.
+
+    Args:
+        x: (B, C, H, W), floating; its signs are taken here, that of 0 being 0.
+        words: int32 (O, ceil(C / groups / 32) kH kW), made by :func:`pack_signs`.
+        kernel_size, stride, padding, dilation: (vertical, horizontal); padding counts as 0.
+        groups: as in ``F.conv2d``.
+        backend: ``reference`` unpacks the weights for a float convolution; ``eager`` and ``compiled`` count bits;
+            ``auto`` is compiled on a CPU with a compiler where the work repays it, and reference otherwise.
+
+    Returns:
+        (B, O, H', W').
+
+    Raises:
+        TypeError: ``x`` is not floating, or ``words`` are not int32.
+        ValueError: shapes that do not fit each other, or an unknown backend.
+    """
+    _check(x, words, kernel_size, groups, check(backend))
+    sizes = kernel_size, stride, padding, dilation
+    if _path(backend, x, words, stride) == "reference":
+        weight = unpack_signs(words, (len(words), x.shape[1] // groups, *kernel_size), x.dtype)
+        return F.conv2d(x.sign(), weight, None, stride, padding, dilation, groups)
+    with torch.no_grad():
+        return _counted(x, words, *sizes, groups, fused=backend != "eager")
+
+
+def _check(x: Tensor, words: Tensor, kernel_size: tuple[int, int], groups: int, backend: str) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; it must be floating point")
+    if words.dtype != torch.int32:
+        raise TypeError(f"words are {words.dtype}; they must be int32, as pack_signs makes them")
+    if x.ndim != 4:
+        raise ValueError(f"x is {tuple(x.shape)}; it must be (B, C, H, W)")
+    if groups < 1 or x.shape[1] % groups or len(words) % groups:
+        raise ValueError(f"groups is {groups}; it must divide {x.shape[1]} input and {len(words)} output channels")
+    expected = -(-x.shape[1] // groups // WORD) * math.prod(kernel_size)
+    if words.ndim != 2 or words.shape[1] != expected:
+        raise ValueError(f"words are {tuple(words.shape)}; for {x.shape[1]} channels they must be (O, {expected})")
+    if backend == "triton":
+        raise ValueError("backend is 'triton', for which there is no kernel; it must be another one")
+
+
+def _path(backend: str, x: Tensor, words: Tensor, stride: tuple[int, int]) -> str:
+    if backend != "auto":
+        return backend
+    products = words.numel() * WORD * len(x) * (x.shape[2] // stride[0]) * (x.shape[3] // stride[1])
+    possible = not x.is_cuda and not being_traced() and compiler_found()
+    return "compiled" if possible and products >= _REPAYS else "reference"
+
+
+def _counted(
+    x: Tensor,
+    words: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    fused: bool,
+) -> Tensor:
+    """The convolution by counting bits."""
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch * groups, channels // groups, height, width)
+    bits = torch.stack((_fused_packed if fused else _packed)(x))
+    columns, (rows, cols) = _columns(bits, kernel_size, stride, padding, dilation)
+    columns = columns.view(2, batch, groups, -1, rows * cols)
+    words = words.view(groups, -1, words.shape[1])
+    size = _group_size(words.shape[-1])
+    if lacking := -words.shape[-1] % size:
+        columns, words = F.pad(columns, (0, 0, 0, lacking)), F.pad(words, (0, lacking))
+    sums = (_fused_sums(size) if fused else functools.partial(_sums, size))(columns, words)
+    return sums.view(batch, -1, rows, cols).to(x.dtype)
+
+
+def _group_size(words: int) -> int:
+    """How many words to count together: at most 15, with as few as possible left over."""
+    if words <= _MOST:
+        return words
+    return min(range(_MOST // 2 + 1, _MOST + 1), key=lambda size: (-words % size, -size))
+
+
+def _shifts(words: Tensor) -> Tensor:
+    return torch.arange(WORD, dtype=torch.int32, device=words.device).view(WORD, 1, 1)
+
+
+def _packed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Signs of ``x`` (N, C, H, W) and which of them count, as int32 (N, ceil(C / 32), H, W) each."""
+    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % WORD)).unflatten(1, (-1, WORD))
+    positive = counting = torch.zeros_like(x[:, :, 0], dtype=torch.int32)
+    for bit in range(WORD):
+        value = 1 << bit if bit < WORD - 1 else -(1 << bit)
+        channel = x[:, :, bit]
+        positive = positive | torch.where(channel > 0, value, 0).to(torch.int32)
+        counting = counting | torch.where(channel != 0, value, 0).to(torch.int32)
+    return positive, counting
+
+
+_fused_packed: Callable[[Tensor], tuple[Tensor, Tensor]] = compiled(_packed, dynamic=True)
+
+
+def _columns(
+    bits: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[Tensor, tuple[int, int]]:
+    """``bits`` (2, N, W, height, width) under every tap: (2, N, W taps, rows x cols), and rows and cols."""
+    bits = F.pad(bits, (padding[1], padding[1], padding[0], padding[0]))
+    taps = []
+    rows, cols = ((bits.shape[-2 + i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2))
+    for down in range(0, dilation[0] * kernel_size[0], dilation[0]):
+        for across in range(0, dilation[1] * kernel_size[1], dilation[1]):
+            under = bits[..., down :: stride[0], across :: stride[1]]
+            taps.append(under[..., :rows, :cols].flatten(3))
+    return torch.stack(taps, 3).flatten(2, 3), (rows, cols)
+
+
+def _sums(size: int, columns: Tensor, words: Tensor) -> Tensor:
+    """Sums of products (B, G, O, P) of ``columns`` (2, B, G, K, P) and ``words`` (G, O, K), ``size`` at a time."""
+    signs, counting = columns.unflatten(3, (-1, size)).unbind(0)
+    weights = words.unflatten(2, (-1, size))
+    differing = [
+        (signs[:, :, None, :, i] ^ weights[None, :, :, :, i, None]) & counting[:, :, None, :, i] for i in range(size)
+    ]
+    terms = _halves_added(_count([counting[:, :, :, i] for i in range(size)]).sum(2, dtype=torch.int32))
+    differences = _halves_added(_count(differing).sum(3, dtype=torch.int32))
+    return (terms[:, :, None] - 2 * differences).to(torch.float32)
+
+
+@functools.cache
+def _fused_sums(size: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The sums, compiled for words taken ``size`` at a time and any shape."""
+
+    def sums(columns: Tensor, words: Tensor) -> Tensor:
+        return _sums(size, columns, words)
+
+    return compiled(sums, dynamic=True)
+
+
+def _count(words: Sequence[Tensor]) -> Tensor:
+    """Bits set in at most 15 ``words`` together, as two counts in the 16-bit halves of one word."""
+    nibbles = []
+    for plane in _planes(words):
+        pairs = plane - ((plane >> 1) & 0x55555555)
+        nibbles.append((pairs & 0x33333333) + ((pairs >> 2) & 0x33333333))
+    total: Tensor | None = None
+    for first in range(0, len(nibbles), 2):  # a plane of ones or fours, and one of twos or eights
+        both = nibbles[first]
+        if first + 1 < len(nibbles):
+            both = both + (nibbles[first + 1] << 1)
+        octets = (both & 0x0F0F0F0F) + ((both >> 4) & 0x0F0F0F0F)
+        total = octets if total is None else total + (octets << 2)
+    assert total is not None
+    return (total & 0x00FF00FF) + ((total >> 8) & 0x00FF00FF)
+
+
+def _halves_added(words: Tensor) -> Tensor:
+    return (words & 0xFFFF) + ((words >> 16) & 0xFFFF)
+
+
+def _planes(words: Sequence[Tensor]) -> list[Tensor]:
+    """Binary digits, ones first, of the number of ``words`` that have a bit set, for every bit."""
+    planes, level = [], list(words)
+    while level:
+        carries = []
+        while len(level) > 2:
+            a, b, c = level[:3]
+            either = a ^ b
+            level = [*level[3:], either ^ c]
+            carries.append((a & b) | (either & c))
+        if len(level) == 2:
+            carries.append(level[0] & level[1])
+        planes.append(level[0] ^ level[1] if len(level) == 2 else level[0])
+        level = carries
+    return planes
