@@ -109,7 +109,7 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, masked_axes: int) -> T
 
 
 def _read(source: Tensor, target: Tensor) -> Tensor:
-    """``target`` (*sizes, C), filled with ``source`` (C, *sizes), in all dimensions: as a matrix one thread copies it."""
+    """``target`` (*sizes, C), filled with ``source`` (C, *sizes); as a matrix it is copied by one thread alone."""
     for start in range(0, source.shape[0], _TOGETHER):
         part = slice(start, start + _TOGETHER)
         target[..., part].copy_(source[part].movedim(0, -1))
