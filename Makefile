@@ -21,7 +21,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[export,hdr,dev]'
+	$(PIP) --editable '.[export,hdr,text,dev]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
