@@ -23,7 +23,7 @@ from repertory.ops.backend import being_traced, check, compiled, compiler_found
 
 WORD = 32
 _MOST = 15  # words that four planes can count
-_REPAYS = 2**22  # products from which packing and counting beat the float convolution
+_REPAYS = 2**25  # products from which packing and counting beat the float convolution
 
 
 def pack_signs(weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from functools import partial
 from typing import Any
 
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,10 +22,13 @@ from repertory.systems.reste.model import (
     RealBlock,
     ReSTEResNet,
     backbones,
+    check_images,
     draw_kaiming,
 )
 
 PREPROCESSING = Preprocessing(size=(32, 32), crop=1.0)
+
+torch.fx.wrap("check_images")  # here, too, it is one step of a traced graph
 
 
 def small_resnet(
@@ -143,8 +147,7 @@ class VGGSmall(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (B, 512, 4, 4)."""
-        if x.ndim != 4 or x.shape[1:] != (self.in_chans, 32, 32):
-            raise ValueError(f"images are {tuple(x.shape)}; they must be (B, {self.in_chans}, 32, 32)")
+        check_images(x, self.in_chans, (32, 32))
         return self.layers(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -20,25 +20,31 @@ from torch import Tensor
 from repertory.errors import unknown_name
 from repertory.ops.backend import being_traced, compiled, compiler_found
 
-_REPAYS = 2**15  # elements from which one compiled loop beats a chain of operations
+BACKENDS = ("auto", "eager", "compiled")
+_REPAYS = 2**18  # elements from which one compiled loop beats a chain of operations
 
 
-def binary_sign(x: Tensor, estimator: Estimator) -> Tensor:
+def binary_sign(x: Tensor, estimator: Estimator, backend: str = "auto") -> Tensor:
     """sign(``x``), with the gradient of ``estimator``: grad_x = derivative(x) * grad_out.
 
     Args:
         x: floating point, of any shape.
         estimator: what stands in for the derivative.
+        backend: path of the backward pass, ``eager`` or ``compiled`` (one loop); ``auto`` compiles where there is a
+            compiler and ``x`` is large.
 
     Returns:
         -1, 0 or 1 in the shape and dtype of ``x``. The derivative is computed in float32 where ``x`` is narrower.
 
     Raises:
         TypeError: ``x`` is not floating point.
+        ValueError: another ``backend``.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; it must be floating point")
-    result: Tensor = _Sign.apply(x, type(estimator), *estimator.constants)
+    result: Tensor = _Sign.apply(x, type(estimator), backend, *estimator.constants)
     return result
 
 
@@ -83,25 +89,26 @@ class _Sign(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, kind: type[Estimator], *constants: Tensor) -> Tensor:
+    def forward(x: Tensor, kind: type[Estimator], backend: str, *constants: Tensor) -> Tensor:
         return torch.sign(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.kind, *constants = inputs
+        x, ctx.kind, ctx.backend, *constants = inputs
         ctx.save_for_backward(x, *constants)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, *constants = ctx.saved_tensors
-        return _gradient(ctx.kind, x, grads[0], constants), None, *(None for _ in constants)
+        return _gradient(ctx.kind, ctx.backend, x, grads[0], constants), None, None, *(None for _ in constants)
 
 
-def _gradient(kind: type[Estimator], x: Tensor, grad: Tensor, constants: Sequence[Tensor]) -> Tensor:
-    """The derivative times ``grad`` in the dtype of ``x``, computed in float32 at least, in one loop if that repays."""
+def _gradient(kind: type[Estimator], backend: str, x: Tensor, grad: Tensor, constants: Sequence[Tensor]) -> Tensor:
+    """The derivative times ``grad`` in the dtype of ``x``, computed in float32 at least."""
     with torch.autocast(x.device.type, enabled=False):
         wide = torch.promote_types(x.dtype, torch.float32)
-        fused = not being_traced() and x.numel() >= _REPAYS and compiler_found()
+        repays = x.numel() >= _REPAYS and compiler_found() and not being_traced()
+        fused = backend == "compiled" or (backend == "auto" and repays)
         product = _fused(kind) if fused else partial(_product, kind)
         return product(x.to(wide), grad.to(wide), *constants).to(x.dtype)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +25,14 @@ from repertory.systems.reste.layers import BinaryConv2d
 PREPROCESSING = Preprocessing()
 
 Convolution = Callable[..., nn.Conv2d]
+
+
+@torch.fx.wrap  # one step of a traced graph, whose shapes are not known
+def check_images(x: Tensor, in_chans: int, size: tuple[int, int] | None = None) -> None:
+    """ValueError unless ``x`` is (B, in_chans, H, W), of (H, W) = ``size`` where that is given."""
+    if x.ndim != 4 or x.shape[1] != in_chans or (size is not None and tuple(x.shape[2:]) != size):
+        wanted = "H, W" if size is None else f"{size[0]}, {size[1]}"
+        raise ValueError(f"images are {tuple(x.shape)}; they must be (B, {in_chans}, {wanted})")
 
 
 class Stem(nn.Module):
@@ -163,8 +173,7 @@ class ReSTEResNet(PyramidBackbone):
 
     def enter(self, x: Tensor) -> Tensor:
         """The stem's map."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"images are {tuple(x.shape)}; they must be (B, {self.in_chans}, H, W)")
+        check_images(x, self.in_chans)
         return self.stem(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
