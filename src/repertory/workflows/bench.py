@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repertory.catalog import cards
 from repertory.errors import unknown_name
 from repertory.files import Replacement
 from repertory.ops.backend import compiler_found
@@ -40,6 +41,7 @@ STRIDE = 4  # operators see the map of a first stage
 CHANNELS, HEADS = 96, 3
 WINDOW = 7
 GLOBAL = "global attention"
+FIELDS = ("attention backbones", "segmentation and parsing")  # of the systems whose backbones attend
 REFERENCES = ("swin_tiny_patch4_window7_224", "convnext_tiny", "deit_small_patch16_224")  # timm's
 MEBIBYTE = 2**20
 
@@ -116,10 +118,11 @@ def operators() -> list[str]:
 
 
 def backbones() -> list[str]:
-    """Names of every backbone of ours that timm knows, then :data:`REFERENCES`."""
+    """Names of every backbone of ours that attends and that timm knows, then :data:`REFERENCES`."""
     import repertory.timm
 
-    return [*sorted(repertory.timm.__all__), *REFERENCES]
+    ours = (name for card in cards().values() if card.field in FIELDS for name in card.models)
+    return [*sorted(set(ours) & set(repertory.timm.__all__)), *REFERENCES]
 
 
 def _network(name: str, side: int, device: str) -> nn.Module:
