@@ -141,6 +141,7 @@ def run_job(job: Job, report: Report) -> FitResult:
 
     from repertory.training.keeper import Interrupts, RunKeeper
     from repertory.training.loading import TrainLoader
+    from repertory.training.plan import Plan
     from repertory.training.randomness import reseed
     from repertory.training.sync_batchnorm import convert_sync_batchnorm
     from repertory.training.task import replicate
@@ -167,13 +168,12 @@ def run_job(job: Job, report: Report) -> FitResult:
             replicas=replicas,
             pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )
-        total, total_images = plan(loader, settings)
-        task = _task_class(job.data)(model, methods, settings, total, loader, job.data)
-        keeper = RunKeeper(task, job.data, out, settings, interrupts, report, total_images, rank)
+        task = _task_class(job.data)(model, methods, settings, Plan(loader, settings), loader, job.data)
+        keeper = RunKeeper(task, job.data, out, settings, interrupts, report, rank)
         trainer.callbacks.append(keeper)
         _begin_or_restore(keeper, job)
         try:
-            if task.position.step < total:
+            if task.position.step < task.total:
                 trainer.fit(task, train_dataloaders=loader)
         finally:
             loader.close()
@@ -199,16 +199,6 @@ def task_of(data: Any) -> str:
     if task not in TASKS:
         raise ValueError(f"the task of {data.name} is {task!r}; it must be one of {', '.join(TASKS)}")
     return task
-
-
-def plan(loader: Any, settings: FitSettings) -> tuple[int, int]:
-    """Optimiser steps of the whole run, and the images they put through forward and backward."""
-    steps = loader.steps(0)
-    images = sum(len(indices) for part in steps[0] for indices in part) * settings.world
-    total = settings.max_images // images if settings.max_images else settings.epochs * len(steps)
-    if total < 1:
-        raise ValueError(f"max_images is {settings.max_images}, less than the {images} images of one step")
-    return total, total * images
 
 
 def _begin_or_restore(keeper: Any, job: Job) -> None:

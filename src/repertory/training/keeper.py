@@ -90,11 +90,10 @@ class RunKeeper(pl.Callback):
         settings: FitSettings,
         interrupts: Interrupts,
         report: Callable[[int, int], None],
-        total_images: int,
         rank: int,
     ) -> None:
         self.task, self.data, self.out, self.settings, self.rank = task, data, out, settings, rank
-        self.interrupts, self.report, self.total_images = interrupts, report, total_images
+        self.interrupts, self._report = interrupts, report
         self.records = MetricsFile(out / "metrics.csv")
         self.best: dict[str, float] = {}
         self.final: tuple[nn.Module, dict[str, float]] | None = None
@@ -135,7 +134,7 @@ class RunKeeper(pl.Callback):
             trainer.precision_plugin.load_state_dict(self._precision_state)
         self.interrupts.install()
         self._started = self._saved_at = time.monotonic()
-        self.report(self.task.position.images, self.total_images)
+        self.report()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep what is due after a whole step."""
@@ -150,12 +149,32 @@ class RunKeeper(pl.Callback):
         every = self.settings.evaluate_every
         if done or (ended and every and position.epoch % every == 0):
             self.evaluate()
-        number = self._signal()
-        if done or number or self._due():
+        if ended:
+            self._record_figures()
+        number, due = self._agreed()
+        if done or number or due:
             self.save()
-        self.report(position.images, self.total_images)
+        self.report()
         self.interrupted = number if number and not done else None
         trainer.should_stop = bool(done or number)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Keep the steps done where a sampler says that the next epoch cannot be, such as one without a batch.
+
+        Several processes might not all come here, and a method that gathers its state would wait for the others.
+        """
+        position, alone = self.task.position, self.settings.world == 1
+        if (
+            isinstance(exception, ValueError)
+            and alone
+            and not position.step_in_epoch
+            and position.step != self._saved_step
+        ):
+            self.save()
+
+    def report(self) -> None:
+        """Tell how many images are done, of how many in all."""
+        self._report(self.task.position.images, self.task.total * self.task.plan.images)
 
     def evaluate(self) -> None:
         """Evaluate the model the methods want evaluated, and keep it if it is the best so far."""
@@ -178,11 +197,13 @@ class RunKeeper(pl.Callback):
     def save(self) -> None:
         """Write ``last.ckpt``: all that the rest of the run depends on."""
         task = self.task
+        # On every process, all after the same step: a method may gather its state from all.
+        methods = [{"name": method.name, "state": method.state_dict()} for method in task.methods]
         if self.rank == 0 and self._trainer is not None:
             state = {
                 "model": task.model.state_dict(),
                 "optimizer": task.optimizers(use_pl_optimizer=False).state_dict(),  # type: ignore[union-attr]
-                "methods": [{"name": method.name, "state": method.state_dict()} for method in task.methods],
+                "methods": methods,
                 "precision": self._trainer.precision_plugin.state_dict(),
                 "losses": task.losses,
                 **self._description(),
@@ -208,14 +229,21 @@ class RunKeeper(pl.Callback):
             time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
         )
 
-    def _signal(self) -> int:
-        """The signal that any process received, or 0; all processes stop after the same step."""
-        number = self.interrupts.received
+    def _agreed(self) -> tuple[int, bool]:
+        """The signal that any process received, or 0, and whether a checkpoint is due: the same on all processes."""
+        number, due = self.interrupts.received, self._due()
         if self.settings.world > 1 and dist.is_initialized():
-            shared = torch.tensor([number], device=self.task.device)
+            shared = torch.tensor([number, due], device=self.task.device)
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-            number = int(shared)
-        return number
+            number, due = shared.tolist()
+        return number, bool(due)
+
+    def _record_figures(self) -> None:
+        """Write what the methods have to say of the epoch that has ended."""
+        methods = self.task.methods
+        found = {f"{method.name}_{name}": value for method in methods for name, value in method.figures().items()}
+        if found:
+            self._record(found)
 
     def _lr(self) -> float:
         optimizer: Any = self.task.optimizers(use_pl_optimizer=False)

@@ -114,14 +114,38 @@ class TrainLoader:
     def steps(self, epoch: int) -> list[list[list[list[int]]]]:
         """The epoch's indices: steps of parts of replicas of batches."""
         parts = list(zip(*(_full_batches(sampler, epoch) for sampler in self.samplers)))
+        self._enough(len(parts), "an epoch")
         accumulate = self.settings.accumulate
-        if len(parts) < accumulate:
-            raise ValueError(
-                f"accumulate is {accumulate}, but an epoch has only {len(parts)} batches of "
-                f"{self.settings.micro_batch} images a process"
-            )
         ends = range(accumulate, len(parts) + 1, accumulate)
         return [[list(part) for part in parts[end - accumulate : end]] for end in ends]
+
+    def planned(self, epochs: int, full: int) -> list[int | None]:
+        """Steps of each epoch of a run of so many ``epochs``: ``full``, or what a sampler says whose epochs differ.
+
+        None stands where only training will tell. ValueError where an epoch will not have one step.
+        """
+        varying = [sampler for sampler in self.samplers if hasattr(sampler, "planned_batches")]
+        if not varying:
+            return [full] * epochs
+        for sampler in varying:
+            sampler.set_epochs(epochs)
+        return [self._planned_steps(varying, epoch) for epoch in range(epochs)]
+
+    def _planned_steps(self, samplers: Sequence[Any], epoch: int) -> int | None:
+        batches = [sampler.planned_batches(epoch) for sampler in samplers]
+        if None in batches:
+            return None
+        self._enough(min(batches), f"epoch {epoch}")
+        return min(batches) // self.settings.accumulate
+
+    def _enough(self, batches: int, epoch: str) -> None:
+        """ValueError where ``batches`` do not make one step."""
+        accumulate = self.settings.accumulate
+        if batches < accumulate:
+            raise ValueError(
+                f"accumulate is {accumulate}, but {epoch} has only {batches} batches of "
+                f"{self.settings.micro_batch} images a process"
+            )
 
     def __iter__(self) -> Iterator[list[Batch]]:
         if self._loader is None:
@@ -187,12 +211,13 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
 
 def _sampler(dataset: Any, methods: Sequence[Method], settings: FitSettings, seed: int, rank: int) -> Any:
-    """The batch sampler of the method that has one, or the ordinary one."""
-    for method in methods:
-        sampler = method.batch_sampler(dataset, settings.micro_batch, seed, rank, settings.world)
-        if sampler is not None:
-            return sampler
-    return ShuffledBatches(len(dataset), settings.micro_batch, seed, rank, settings.world)
+    """The batch sampler of the method that has one, or the ordinary one; every method is shown the data set."""
+    share = settings.micro_batch
+    found = [method.batch_sampler(dataset, share, seed, rank, settings.world) for method in methods]
+    return next(
+        (sampler for sampler in found if sampler is not None),
+        ShuffledBatches(len(dataset), share, seed, rank, settings.world),
+    )
 
 
 def _full_batches(sampler: Any, epoch: int) -> list[list[int]]:

@@ -76,7 +76,10 @@ class Method:
     ) -> Sampler[list[int]] | None:
         """Return a batch sampler with ``set_epoch`` and ``state_dict``, or None for the ordinary one.
 
-        ``batch_size`` is the number of indices one process takes a step; ``dataset.targets`` lists the labels.
+        ``batch_size`` is the number of indices one process takes a step; ``dataset.targets`` lists the labels. A
+        sampler whose epochs differ in length also has ``set_epochs(epochs)``, told how many epochs the run has, and
+        ``planned_batches(epoch)``, the full batches that one will have, None where only training will tell; the first
+        epoch has all samples.
         """
         return None
 
@@ -98,8 +101,12 @@ class Method:
         """Return the model to evaluate; ``model`` itself must come out unchanged."""
         return model
 
+    def figures(self) -> Mapping[str, float]:
+        """Return named figures to record beside the losses; called on all processes when an epoch has ended."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs."""
+        """Return all that a resumed run needs; called on all processes after the same step, so it may gather."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

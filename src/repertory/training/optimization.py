@@ -28,9 +28,10 @@ def default_optimizer(parameters: Iterable[nn.Parameter], settings: FitSettings)
     )
 
 
-def lr_factor(schedule: str, step: int, total: int, warmup: int, power: float = 0.9) -> float:
+def lr_factor(schedule: str, step: float, total: float, warmup: int, power: float = 0.9) -> float:
     """What the learning rate is multiplied by at ``step`` of ``total``, the first ``warmup`` steps rising linearly.
 
+    Steps may be fractions, see :meth:`~repertory.training.plan.Plan.place`.
     ``power`` is the exponent of the ``poly`` schedule, (share of the run that is left) ** power.
     """
     if step < warmup:

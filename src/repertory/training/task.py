@@ -20,6 +20,7 @@ from repertory.training.loading import TrainLoader, to_device
 from repertory.training.method import Batch, Method, Outputs, Progress
 from repertory.training.optimization import default_optimizer, lr_factor, set_lr
 from repertory.training.outputs import features_and_logits
+from repertory.training.plan import Plan
 from repertory.training.randomness import reseed
 from repertory.training.settings import FitSettings
 
@@ -56,7 +57,7 @@ class TrainingTask(pl.LightningModule):
         model: nn.Module,
         methods: Sequence[Method],
         settings: FitSettings,
-        total: int,
+        plan: Plan,
         loader: TrainLoader,
         data: Any,
     ) -> None:
@@ -64,8 +65,8 @@ class TrainingTask(pl.LightningModule):
         self.loader, self.data = loader, data
         self.model, self.methods, self.settings = model, list(methods), settings
         self.replicas = list(model) if isinstance(model, nn.ModuleList) else [model]
-        self.total = total
-        self.warmup = round(settings.warmup_epochs * len(loader.steps(0)))
+        self.plan = plan
+        self.warmup = round(settings.warmup_epochs * plan.full)
         self.position = Position()
         self.part = 0
         self.step_images = 0
@@ -79,6 +80,11 @@ class TrainingTask(pl.LightningModule):
     @abstractmethod
     def evaluate(self, model: nn.Module, rank: int, world: int) -> dict[str, float]:
         """Figures of ``model`` on the validation data; the same on all processes."""
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run, as far as they are known."""
+        return self.plan.total(self.position)
 
     @property
     def progress(self) -> Progress:
@@ -132,11 +138,12 @@ class TrainingTask(pl.LightningModule):
             method.after_step(self.model, self.progress)
 
     def _begin_step(self) -> None:
-        step = self.position.step
-        reseed(self.settings.seed, step, self.global_rank)
+        settings, plan = self.settings, self.plan
+        plan.begin(self.position.epoch, self.loader.length)
+        reseed(settings.seed, self.position.step, self.global_rank)
         optimizer = self.optimizers(use_pl_optimizer=False)
-        settings = self.settings
-        factor = lr_factor(settings.schedule, step, self.total, self.warmup, settings.poly_power)
+        place = plan.place(self.position)
+        factor = lr_factor(settings.schedule, place, plan.horizon, self.warmup, settings.poly_power)
         set_lr(optimizer, factor)  # type: ignore[arg-type]
         for method in self.methods:
             method.before_step(self.model, self.progress)
