@@ -35,6 +35,7 @@ class BytePairs:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # marks written in a sentence are encoded as its text
 
     @classmethod
     def train(cls, sentences: Iterable[str], size: int) -> BytePairs:
@@ -92,7 +93,7 @@ class BytePairs:
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Tokens of each sentence, the end mark last; marks written inside a sentence are text like any other."""
-        encoded = self.tokenizer.encode_batch_fast([_plain(sentence) for sentence in sentences])
+        encoded = self.tokenizer.encode_batch_fast(list(sentences))
         return [[*one.ids, END] for one in encoded]
 
     def decode(self, tokens: Iterable[Sequence[int]]) -> list[str]:
@@ -100,13 +101,6 @@ class BytePairs:
         whole = [list(row) for row in tokens]
         cut = [row[: row.index(END)] if END in row else row for row in whole]
         return self.tokenizer.decode_batch(cut, skip_special_tokens=True)
-
-
-def _plain(sentence: str) -> str:
-    """``sentence`` with an invisible character inside whatever would be read as a mark."""
-    for mark in SPECIAL:
-        sentence = sentence.replace(mark, mark[0] + "\u200b" + mark[1:])
-    return sentence
 
 
 class TokenLists(Sequence[np.ndarray]):

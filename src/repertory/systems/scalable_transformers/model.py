@@ -45,9 +45,7 @@ SHARES_OF_GRID = (1, 6 / 7, 5 / 7, 4 / 7)  # 14, 12, 10, 8 of 14, from 224, 196,
 class Attention(nn.Module):
     """Self-attention of as many heads as the tokens are wide: (B, N, C) to the same; heads keep their width."""
 
-    def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool, qkv_crop: str, attn_drop: float, drop: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qkv_crop: str, attn_drop: float, drop: float) -> None:
         super().__init__()
         self.head_width = dim // num_heads
         self.qkv = CroppedQKV(dim, qkv_bias, qkv_crop)
@@ -159,9 +157,7 @@ class ScalableViT(nn.Module):
         self.pos_drop = nn.Dropout(drop)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         attention = partial(Attention, embed_dim, num_heads, qkv_bias, qkv_crop, attn_drop, drop)
-        self.blocks = nn.Sequential(
-            *(Block(embed_dim, attention(), int(mlp_ratio), drop, rate, eps) for rate in rates)
-        )
+        self.blocks = nn.Sequential(*(Block(embed_dim, attention(), int(mlp_ratio), drop, rate, eps) for rate in rates))
         self.norm = CroppedLayerNorm(embed_dim, eps)
         self.head: nn.Module = CroppedLinear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.feature_info = [

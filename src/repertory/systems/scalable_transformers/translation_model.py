@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repertory.data.translation_vocabulary import PADDING
 from repertory.systems.scalable_transformers.crops import Crop, CropSpace, crop_of_width
 from repertory.systems.scalable_transformers.layers import (
     CroppedLayerNorm,
@@ -92,9 +93,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.attention, self.cross = (CrossAttention(dim, num_heads, drop) for _ in range(2))
         self.mlp = FeedForward(dim, mlp_ratio, drop, F.relu)
-        self.around_attention, self.around_cross, self.around_mlp = (
-            Residual(dim, drop, norm_first) for _ in range(3)
-        )
+        self.around_attention, self.around_cross, self.around_mlp = (Residual(dim, drop, norm_first) for _ in range(3))
 
     def forward(self, x: Tensor, source: KeyValues, mask: Tensor) -> Tensor:
         """All words at once, each seeing those before it: (B, T, C) to the same."""
@@ -125,8 +124,8 @@ class DecoderLayer(nn.Module):
 class ScalableTransformer(nn.Module):
     """An encoder-decoder Transformer and all its sub-models.
 
-    Sentences are rows of token numbers, padded at the end. ``forward(source, target)`` gives the logits of the next
-    word at each place of ``target``, by the whole network or by the sub-model of a :class:`Crop`.
+    Sentences are rows of token numbers, padded at the end by zeros. ``forward(source, target)`` gives the logits of the
+    next word at each place of ``target``, by the whole network or by the sub-model of a :class:`Crop`.
 
     Args:
         vocabulary: number of tokens, the special ones among them.
@@ -137,7 +136,6 @@ class ScalableTransformer(nn.Module):
         drop: dropout of embeddings, of every sub-layer's output, and of attention weights.
         max_length: most tokens of a sentence, with its end mark.
         norm_first: normalise before a sub-layer (and once at the end) in place of after it.
-        padding: the token that is none.
         embed_scale: factor of the embeddings; None is the root of ``embed_dim``.
 
     Raises:
@@ -154,7 +152,6 @@ class ScalableTransformer(nn.Module):
         drop: float = 0.1,
         max_length: int = 256,
         norm_first: bool = False,
-        padding: int = 0,
         embed_scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -165,7 +162,7 @@ class ScalableTransformer(nn.Module):
         if vocabulary < 1:
             raise ValueError(f"vocabulary is {vocabulary}; it must be at least 1")
         self.vocabulary, self.embed_dim, self.num_heads = vocabulary, embed_dim, num_heads
-        self.head_width, self.padding, self.max_length = embed_dim // num_heads, padding, max_length
+        self.head_width, self.max_length = embed_dim // num_heads, max_length
         self.embed_scale = math.sqrt(embed_dim) if embed_scale is None else embed_scale
         self.embedding = nn.Embedding(vocabulary, embed_dim)
         self.register_buffer("positions", sinusoids(max_length, embed_dim), persistent=False)
@@ -207,7 +204,9 @@ class ScalableTransformer(nn.Module):
         """
         length = first + tokens.shape[1]
         if length > self.max_length:
-            raise ValueError(f"a sentence has {length} tokens; the limit of the model, max_length, is {self.max_length}")
+            raise ValueError(
+                f"a sentence has {length} tokens; the limit of the model, max_length, is {self.max_length}"
+            )
         words = F.embedding(tokens, leading(self.embedding.weight, self.vocabulary, width))
         return self.drop(words * self.embed_scale + self.get_buffer("positions")[first:length, :width])
 
@@ -220,7 +219,7 @@ class ScalableTransformer(nn.Module):
         crop = self.crop(crop)
         assert crop.heads is not None
         self.check_tokens(source)
-        mask = (source != self.padding)[:, None, None]
+        mask = (source != PADDING)[:, None, None]
         x = self.embed(source, crop.heads * self.head_width)
         for layer in list(self.encoder)[: crop.depth]:
             x = layer(x, mask)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repertory.data.translation_vocabulary import PADDING
 from repertory.errors import MissingExtraError
 from repertory.systems.scalable_transformers.crops import Crop
 
@@ -44,7 +45,7 @@ def token_accuracy(model: Any, batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     """
     right = count = 0
     for source, before, target in batches:
-        real = target != model.padding
+        real = target != PADDING
         right += int(((model(source, before, crop).argmax(-1) == target) & real).sum())
         count += int(real.sum())
     if not count:

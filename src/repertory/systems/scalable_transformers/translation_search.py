@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repertory.data.translation_vocabulary import BEGIN, END, PADDING
 from repertory.systems.scalable_transformers.crops import Crop
 from repertory.training.evaluation import evaluating, place
 
@@ -15,9 +16,9 @@ Penalty = Callable[[int], float]
 
 
 def length_penalty(alpha: float = 0.6) -> Penalty:
-    """What the log-probability of a hypothesis of n words (its end mark among them) is divided by: ((5 + n) / 6) ** alpha.
+    """What the log-probability of a hypothesis of n words, its end mark among them, is divided by.
 
-    Inferred: the rule and the exponent are the standard ones of the Transformer's papers.
+    It is ((5 + n) / 6) ** alpha. Inferred: the rule and the exponent are the standard ones of the Transformer's papers.
     """
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha}; it must be at least 0")
@@ -33,13 +34,12 @@ def beam_search(
     beam: int = 4,
     penalty: Penalty | None = None,
     extra: int = 50,
-    begin: int = 1,
-    end: int = 2,
 ) -> list[list[int]]:
     """The best hypothesis found for each row of ``source`` (B, S), as tokens with the end mark last.
 
-    A sentence leaves the batch as soon as nothing that is still open can beat its best finished hypothesis, and a
-    hypothesis as long as is allowed is ended by force. The result does not depend on what else is in the batch.
+    The end mark takes part like any word: where it is among the ``beam`` best continuations, a hypothesis is finished.
+    A sentence leaves the batch when so many are, when nothing open can beat the best of them, or at its limit, where
+    open hypotheses are ended by force. What else is in the batch does not matter.
 
     Args:
         model: a :class:`ScalableTransformer`, which should be in evaluation mode.
@@ -48,58 +48,59 @@ def beam_search(
         beam: hypotheses kept open for each sentence; 1 is greedy search.
         penalty: divisor of log-probabilities by length, which must not fall with it; None is ``length_penalty()``.
         extra: words that a translation may have more than its source, within the model's ``max_length``.
-        begin: token fed before the first word.
-        end: token that ends a sentence.
 
     Raises:
-        ValueError: for a beam below 1 or as wide as the vocabulary, or what the model refuses.
+        ValueError: for a beam below 1, or what the model refuses.
     """
-    if not 1 <= beam < model.vocabulary:
-        raise ValueError(f"beam is {beam}; it must be from 1 to below the {model.vocabulary} tokens of the vocabulary")
+    if beam < 1:
+        raise ValueError(f"beam is {beam}; it must be at least 1")
     penalty = penalty or length_penalty()
     context, mask = model.encode(source, crop)
     limits = (mask.flatten(1).sum(1) + extra).clamp(max=model.max_length)
-    device, count = source.device, len(source)
-    rows = torch.arange(count, device=device)  # the sentences still searched
+    hopes = [penalty(int(limit)) for limit in limits]
+    count, device = len(source), source.device
+    rows = torch.arange(count, device=device)  # the sentences that are still searched
     scores = torch.full((count, beam), float("-inf"), device=device, dtype=context[0][0].dtype)
     scores[:, 0] = 0  # all hypotheses begin alike: one is enough
-    words = torch.full((count, beam, 1), begin, device=device)
+    words = torch.full((count, beam, 1), BEGIN, device=device)
+    never = torch.tensor([PADDING, BEGIN], device=device)
     past = None
     best: list[tuple[float, list[int]]] = [(float("-inf"), []) for _ in range(count)]
-    never = torch.tensor([model.padding, begin], device=device)
-    for step in range(1, int(limits.max()) + 1 if count else 0):
-        logits, past = model.step(words[..., -1], step - 1, past, context, mask)
+    finished = torch.zeros(count, dtype=torch.int64, device=device)
+    for length in range(1, int(limits.max()) + 1):
+        logits, past = model.step(words[..., -1], length - 1, past, context, mask)
         gains = logits.log_softmax(-1)
         gains[..., never] = float("-inf")
-        last = step >= limits[rows]
-        ends = gains[..., end].clone()
-        gains[last] = float("-inf")  # at the limit nothing goes on
-        gains[..., end] = float("-inf")
-        _keep_best(best, rows, words, scores + ends, penalty(step), end)
-        scores, chosen = (scores[..., None] + gains).flatten(1).topk(beam)
-        parents, tokens = chosen // model.vocabulary, chosen % model.vocabulary
-        words = torch.cat([words.gather(1, parents[..., None].expand(-1, -1, step)), tokens[..., None]], 2)
-        hope = scores[:, 0] / torch.tensor([penalty(int(limit)) for limit in limits[rows]], device=device)
-        found = torch.tensor([best[row][0] for row in rows.tolist()], device=device)
-        open_ = (hope > found).nonzero().flatten()
-        if not len(open_):
+        ending = gains[..., END].clone()
+        gains[length >= limits[rows]] = float("-inf")
+        gains[..., END] = ending
+        # Each hypothesis has one end, so twice as many continuations hold at least ``beam`` that go on.
+        values, places = (scores[..., None] + gains).flatten(1).topk(2 * beam)
+        parents, tokens = places // model.vocabulary, places % model.vocabulary
+        ended = (tokens == END) & (values > float("-inf"))
+        for row, place_ in ended[:, :beam].nonzero().tolist():
+            value = float(values[row, place_]) / penalty(length)
+            sentence = int(rows[row])
+            finished[sentence] += 1
+            if value > best[sentence][0]:
+                best[sentence] = (value, [*words[row, parents[row, place_], 1:].tolist(), END])
+        scores, going = values.masked_fill(tokens == END, float("-inf")).topk(beam)
+        parents, tokens = parents.gather(1, going), tokens.gather(1, going)
+        words = torch.cat([words.gather(1, parents[..., None].expand(-1, -1, length)), tokens[..., None]], 2)
+        open_ = [
+            index
+            for index, (sentence, score) in enumerate(zip(rows.tolist(), scores[:, 0].tolist()))
+            if finished[sentence] < beam and score / hopes[sentence] > best[sentence][0]
+        ]
+        if not open_:
             break
-        flat = (open_[:, None] * beam + parents[open_]).flatten()
-        past = [(keys[flat], values[flat]) for keys, values in past]
+        kept = torch.tensor(open_, device=device)
+        flat = (kept[:, None] * beam + parents[kept]).flatten()
+        past = [(keys[flat], contents[flat]) for keys, contents in past]
         if len(open_) < len(rows):
-            context = [(keys[open_], values[open_]) for keys, values in context]
-            rows, scores, words, mask = rows[open_], scores[open_], words[open_], mask[open_]
+            context = [(keys[kept], contents[kept]) for keys, contents in context]
+            rows, scores, words, mask = rows[kept], scores[kept], words[kept], mask[kept]
     return [tokens for _, tokens in best]
-
-
-def _keep_best(
-    best: list[tuple[float, list[int]]], rows: Tensor, words: Tensor, ended: Tensor, divisor: float, end: int
-) -> None:
-    """Take the best hypothesis that ends now, (sentences, beam) ``ended``, where it beats the best so far."""
-    values, places = (ended / divisor).max(1)
-    for index, (row, value, place_) in enumerate(zip(rows.tolist(), values.tolist(), places.tolist())):
-        if value > best[row][0]:
-            best[row] = (value, [*words[index, place_, 1:].tolist(), end])
 
 
 def translate(
@@ -137,7 +138,7 @@ def translate(
     with evaluating(model):
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
-            source = padded([encoded[i] for i in members], model.padding).to(device)
+            source = padded([encoded[i] for i in members], PADDING).to(device)
             for index, tokens in zip(members, beam_search(model, source, crop, **search)):
                 found[index] = tokens
     return vocabulary.decode(found)
