@@ -27,6 +27,20 @@ def test_the_default_set_is_small_and_complete():
     assert set(mask.unique().tolist()) <= set(range(11))
 
 
+def test_the_digits_that_occur_can_stand_in_the_name():
+    data = load("composites:07", size=32)
+    found = {int(label) for index in range(12) for label in data.val[index][1].unique()}
+    assert found <= {0, 1, 8}
+    assert found & {1, 8}
+    assert data.train.preprocessing.size == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["composites:", "composites:00", "composites:a"])
+def test_a_name_with_other_than_different_digits_is_refused(name):
+    with pytest.raises(ValueError, match="different digits"):
+        load(name)
+
+
 def test_two_thousand_scenes_take_seconds():
     part = CompositeSet("train", 200, seed=12345)
     part.raw(0)  # reads digits and photographs

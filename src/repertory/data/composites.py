@@ -318,6 +318,21 @@ def composites(
     )
 
 
+def are_composites(name: object) -> bool:
+    """Whether ``name`` names this data set: ``composites``, or ``composites:01`` with the digits that occur."""
+    return isinstance(name, str) and name.partition(":")[0] == "composites"
+
+
+def composites_named(name: str, size: int | Sequence[int] = 64) -> SegmentationData:
+    """:func:`composites` with the digits that stand after the colon in ``name``; all ten where none does."""
+    _, colon, digits = name.partition(":")
+    if not colon:
+        return composites(size)
+    if not digits.isdecimal() or len(set(digits)) != len(digits):
+        raise ValueError(f"data is {name!r}; after the colon there must be different digits, as in composites:01")
+    return composites(size, recipe=Recipe(digits=tuple(int(digit) for digit in digits)))
+
+
 @lru_cache(maxsize=8)
 def _store(part: str, count: int, seed: int, recipe: Recipe) -> _Store:
     images = torch.zeros(count, 3, *recipe.size, dtype=torch.uint8)

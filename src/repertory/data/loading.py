@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from repertory.data.bundled import BUNDLED
-from repertory.data.composites import composites
+from repertory.data.composites import are_composites, composites_named
 from repertory.data.dense_folder import is_segmentation_folder, load_segmentation_folder
 from repertory.data.dense_readers import PUBLISHED, load_published
 from repertory.data.folder import load_folder
@@ -59,8 +59,9 @@ def load(
 
     Args:
         name: pictures with a class: ``digits``, ``mnist5k``, ``fashion_mnist``, or a folder of classes; pictures with
-            masks: ``composites``, ``cityscapes``, ``ade20k``, ``pascal_voc``, ``pascal_voc_aug``, ``coco_stuff``, or a
-            folder with ``images/`` and ``masks/``. A folder is anything with a ``/`` or a ``Path``.
+            masks: ``composites`` (``composites:01`` has the digits 0 and 1 alone), ``cityscapes``, ``ade20k``,
+            ``pascal_voc``, ``pascal_voc_aug``, ``coco_stuff``, or a folder with ``images/`` and ``masks/``. A folder
+            is anything with a ``/`` or a ``Path``.
         root: where the files of a set lie that is not part of a library.
         size: pixels of the images, one number or (height, width); a set's own, 224 for a folder of classes, 512 for
             one of masks. ``composites`` are drawn at it.
@@ -80,8 +81,8 @@ def load(
         data = BUNDLED[name](at, val_fraction)
     elif name in PUBLISHED:
         data = load_published(name, at)
-    elif name == "composites":
-        data = composites() if size is None else composites(_sides(size))
+    elif are_composites(name):
+        data = composites_named(name) if size is None else composites_named(name, _sides(size))
     elif Path(name).is_dir():
         raise ValueError(f"unknown data set {name!r}; for the folder of that name write './{name}'")
     else:

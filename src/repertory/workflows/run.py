@@ -13,6 +13,7 @@ from torch import nn
 
 from repertory import catalog
 from repertory.checkpoints import Weights, adopt, fit_weights, read_weights
+from repertory.data.composites import are_composites
 from repertory.data.folder import images_below, load_whole_folder
 from repertory.data.images import ImageData, ImageSet, prepare
 from repertory.data.loading import load
@@ -182,11 +183,11 @@ class Run:
             if own is None:
                 raise ValueError(f"{self.path} does not name the data it was trained on: give data")
             place = root if root is not None else self.config.get("root")
-            return load(own, root=place, size=size if own == "composites" else None, val_fraction=fraction).val
+            return load(own, root=place, size=size if are_composites(own) else None, val_fraction=fraction).val
         if isinstance(data, (ImageData, SegmentationData)):
             return data.val
         if self.task == "segmentation":
-            return load(data, root=root, size=size if data == "composites" else None, val_fraction=fraction).val
+            return load(data, root=root, size=size if are_composites(data) else None, val_fraction=fraction).val
         is_folder = isinstance(data, Path) or "/" in data
         if is_folder and (own is None or str(Path(data).expanduser().resolve()) != own):
             return load_whole_folder(Path(data).expanduser(), self.model.preprocessing)

@@ -21,6 +21,7 @@ from torch import nn
 
 from repertory import __version__, catalog
 from repertory.checkpoints import WEIGHTS, adopt, write_weights
+from repertory.data.composites import are_composites
 from repertory.data.images import ImageData
 from repertory.data.loading import load, with_channels
 from repertory.data.preprocessing import Preprocessing
@@ -139,7 +140,7 @@ def load_data(data: str | Path | Data, root: str | Path | None, val_fraction: fl
     """The data set meant by ``data``; composites are drawn at the size that is asked for."""
     if not isinstance(data, (str, Path)):
         return data
-    size = image_size if data == "composites" else None
+    size = image_size if are_composites(data) else None
     return load(data, root=root, size=size, val_fraction=val_fraction)
 
 
