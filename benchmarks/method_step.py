@@ -7,7 +7,7 @@ What is timed is a cycle of ten steps, so that what a method does every few step
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -27,7 +27,22 @@ VARIANTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("bake", "M = 1, omega = 0.5", {}),
     ("hwa", "K = 1, H = 10, I = 5", {"replicas": 1, "period": CYCLE, "window": 5}),
     ("hwa", "K = 2, H = 10, I = 5", {"replicas": 2, "period": CYCLE, "window": 5}),
+    ("reste", "1-bit weights and activations", {}),
+    ("reste", "straight-through estimator", {"estimator": "ste"}),
+    ("dap", "the store of scores alone", {"fraction": 0.0}),
+    ("patch_erasing", "measuring alone", {"rate": 0.0, "patch_size": 8}),
+    ("patch_erasing", "r = 0.3", {"rate": 0.3, "patch_size": 8}),
+    ("patch_erasing", "r = 0.3, 0.3 more of the easy", {"rate": 0.3, "easy_rate": 0.3, "patch_size": 8}),
 )
+
+
+class Labels:
+    """A data set of so many samples as far as a method looks at one before training."""
+
+    targets: Sequence[int] = [index % CLASSES for index in range(50_000)]
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
 
 def methods_of(variant: int | None) -> list[Method]:
@@ -47,6 +62,8 @@ def cycle_of(variant: int | None, side: int, cycles: int = 1) -> Callable[[], No
         model = method.prepare_model(model)
     model = replicate(model, methods)
     replicas = list(model) if isinstance(model, torch.nn.ModuleList) else [model]
+    for method in methods:
+        method.batch_sampler(Labels(), BATCH, 0, 0, 1)
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     for method in methods:
         optimizer = method.build_optimizer(model, optimizer)

@@ -66,7 +66,7 @@ class DifficultyStore:
         self._move(scores.device)
         found = scores.detach().float()
         # Not-a-number would be lost in a maximum; infinity is found when the scores are collected.
-        found = found.nan_to_num(nan=UNSEEN, neginf=UNSEEN)
+        found = found.nan_to_num(nan=UNSEEN, posinf=UNSEEN, neginf=UNSEEN)
         self._fresh.scatter_reduce_(0, indices.to(found.device, torch.int64, non_blocking=True), found, "amax")
 
     def at(self, indices: Tensor) -> Tensor:
