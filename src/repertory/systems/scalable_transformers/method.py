@@ -40,6 +40,7 @@ class ScalableTraining(Method):
     """
 
     name: ClassVar[str] = "scalable_transformers"
+    claims: ClassVar[frozenset[str]] = frozenset({"blocks"})
 
     def __init__(
         self,
