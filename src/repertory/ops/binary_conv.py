@@ -39,8 +39,7 @@ def pack_signs(weight: Tensor) -> Tensor:
     zeros = int((weight == 0).sum())
     if zeros:
         raise ValueError(f"weight has {zeros} values of exactly 0; one bit says + or -, so it must have none")
-    positive, _ = _packed(weight)
-    return positive.flatten(1)
+    return _bits(weight)[0].flatten(1)
 
 
 def unpack_signs(words: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -123,15 +122,15 @@ def _counted(
     """The convolution by counting bits."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch * groups, channels // groups, height, width)
-    bits = torch.stack((_fused_packed if fused else _packed)(x))
-    columns, (rows, cols) = _columns(bits, kernel_size, stride, padding, dilation)
-    columns = columns.view(2, batch, groups, -1, rows * cols)
+    columns = _columns(_bits(x, fused), kernel_size, stride, padding, dilation)
+    sides = columns.shape[-2:]
+    columns = columns.view(2, batch, groups, -1, sides.numel())
     words = words.view(groups, -1, words.shape[1])
     size = _group_size(words.shape[-1])
     if lacking := -words.shape[-1] % size:
         columns, words = F.pad(columns, (0, 0, 0, lacking)), F.pad(words, (0, lacking))
     sums = (_fused_sums(size) if fused else functools.partial(_sums, size))(columns, words)
-    return sums.view(batch, -1, rows, cols).to(x.dtype)
+    return sums.view(batch, -1, *sides).to(x.dtype)
 
 
 def _group_size(words: int) -> int:
@@ -145,19 +144,23 @@ def _shifts(words: Tensor) -> Tensor:
     return torch.arange(WORD, dtype=torch.int32, device=words.device).view(WORD, 1, 1)
 
 
-def _packed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs of ``x`` (N, C, H, W) and which of them count, as int32 (N, ceil(C / 32), H, W) each."""
-    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % WORD)).unflatten(1, (-1, WORD))
-    positive = counting = torch.zeros_like(x[:, :, 0], dtype=torch.int32)
-    for bit in range(WORD):
-        value = 1 << bit if bit < WORD - 1 else -(1 << bit)
-        channel = x[:, :, bit]
-        positive = positive | torch.where(channel > 0, value, 0).to(torch.int32)
-        counting = counting | torch.where(channel != 0, value, 0).to(torch.int32)
-    return positive, counting
+def _bits(x: Tensor, fused: bool = False) -> Tensor:
+    """Signs of ``x`` (N, C, H, W) and which of them count, one bit each: int32 (2, N, ceil(C / 32), H, W)."""
+    if lacking := -x.shape[1] % WORD:
+        x = F.pad(x, (0, 0, 0, 0, 0, lacking))
+    words = x.reshape(len(x), -1, WORD, x.shape[2] * x.shape[3])
+    return (_fused_packed if fused else _packed)(words).unflatten(-1, x.shape[2:])
 
 
-_fused_packed: Callable[[Tensor], tuple[Tensor, Tensor]] = compiled(_packed, dynamic=True)
+def _packed(x: Tensor) -> Tensor:
+    """Which values of ``x`` (N, W, 32, P) are positive, and which are not 0: int32 (2, N, W, P)."""
+    channels = x.unbind(2)
+    positive = [(channel > 0).to(torch.int32) << bit for bit, channel in enumerate(channels)]
+    counting = [(channel != 0).to(torch.int32) << bit for bit, channel in enumerate(channels)]
+    return torch.stack([functools.reduce(torch.bitwise_or, bits) for bits in (positive, counting)])
+
+
+_fused_packed: Callable[[Tensor], Tensor] = compiled(_packed, dynamic=True)
 
 
 def _columns(
@@ -166,16 +169,19 @@ def _columns(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-) -> tuple[Tensor, tuple[int, int]]:
-    """``bits`` (2, N, W, height, width) under every tap: (2, N, W taps, rows x cols), and rows and cols."""
+) -> Tensor:
+    """``bits`` (2, N, W, H, W) under every tap of the kernel: (2, N, W, taps, rows, columns)."""
     bits = F.pad(bits, (padding[1], padding[1], padding[0], padding[0]))
-    taps = []
-    rows, cols = ((bits.shape[-2 + i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2))
-    for down in range(0, dilation[0] * kernel_size[0], dilation[0]):
-        for across in range(0, dilation[1] * kernel_size[1], dilation[1]):
-            under = bits[..., down :: stride[0], across :: stride[1]]
-            taps.append(under[..., :rows, :cols].flatten(3))
-    return torch.stack(taps, 3).flatten(2, 3), (rows, cols)
+    spans = [dilation[i] * (kernel_size[i] - 1) + 1 for i in range(2)]
+    rows, columns = ((bits.shape[3 + i] - spans[i]) // stride[i] + 1 for i in range(2))
+    if min(rows, columns) < 1:
+        raise ValueError(f"x with its padding is smaller than the kernel, which spans {spans[0]} x {spans[1]}")
+    made = bits.new_empty(*bits.shape[:3], kernel_size[0] * kernel_size[1], rows, columns)
+    for tap in range(made.shape[3]):
+        down, across = (step * place for step, place in zip(dilation, divmod(tap, kernel_size[1]), strict=True))
+        under = bits[..., down :: stride[0], across :: stride[1]]
+        made[:, :, :, tap].copy_(under[..., :rows, :columns])
+    return made
 
 
 def _sums(size: int, columns: Tensor, words: Tensor) -> Tensor:

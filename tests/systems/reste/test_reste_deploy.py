@@ -10,7 +10,7 @@ from torch import nn
 
 from repertory.systems.reste import BinaryConv2d, PackedConv2d, binarize, deploy
 from repertory.systems.reste.cifar import VGGSmall, small_resnet
-from repertory.systems.reste.deploy import Thresholds
+from repertory.systems.reste.deployment import Thresholds
 
 
 def lived_in(model, shape=(8, 3, 16, 16)):

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repertory.systems.reste.binarize import binarize
-    from repertory.systems.reste.deploy import PackedConv2d, deploy
+    from repertory.systems.reste.conversion import binarize
+    from repertory.systems.reste.deployment import PackedConv2d, deploy
     from repertory.systems.reste.estimators import ESTIMATORS, Estimator, RectifiedSTE, binary_sign, make_estimator
     from repertory.systems.reste.indicators import estimating_error, gradient_instability
     from repertory.systems.reste.layers import BinaryConv2d, advance, set_estimator
@@ -17,13 +17,13 @@ _HOMES = {
     "BinaryConv2d": "layers",
     "ESTIMATORS": "estimators",
     "Estimator": "estimators",
-    "PackedConv2d": "deploy",
+    "PackedConv2d": "deployment",
     "RectifiedSTE": "estimators",
     "Reste": "method",
     "advance": "layers",
-    "binarize": "binarize",
+    "binarize": "conversion",
     "binary_sign": "estimators",
-    "deploy": "deploy",
+    "deploy": "deployment",
     "estimating_error": "indicators",
     "gradient_instability": "indicators",
     "make_estimator": "estimators",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from repertory.systems.reste.binarize import binarize
+from repertory.systems.reste.conversion import binarize
 from repertory.systems.reste.estimators import RectifiedSTE, make_estimator
 from repertory.systems.reste.indicators import POWER, estimating_error, gradient_instability
 from repertory.systems.reste.layers import advance, binary_layers, set_estimator

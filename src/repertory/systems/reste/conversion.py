@@ -57,7 +57,7 @@ def binarize(
         model = made[model]
     for parent in list(model.modules()):  # every place of a shared layer gets the same new one
         for name, child in list(parent._modules.items()):
-            if child in made:
+            if child is not None and child in made:
                 setattr(parent, name, made[child])
     set_estimator(model, estimator, activations)
     return model
