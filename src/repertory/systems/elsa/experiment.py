@@ -67,7 +67,7 @@ def _run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     return ArmResult.of(result, {**scale.settings, **arm.settings, "parameters": parameters})
 
 
-# The learning rate is tuned for the baseline and used by all arms. Top-1 accuracy of window attention with seeds 100 and
+# The learning rate is tuned for the baseline and used by all arms. Top-1 accuracy of window attention, seeds 100 and
 # 101 after 12,000 images: 25.9 at 7e-4 and 38.0 at 2e-3 (seed 100 alone), 44.8 and 54.2 at 5e-3, 39.6 and 11.1 at 1e-2.
 _RECIPE: dict[str, Any] = {
     "batch_size": 32,
