@@ -161,8 +161,8 @@ def encode_pairs(
         raise ValueError(f"too_long is {too_long!r}; it must be error or skip")
     kept: list[tuple[list[int], list[int]]] = []
     left_out = 0
-    for first, (source, target) in _chunks(pairs, vocabulary, chunk):
-        for place, pair in enumerate(zip(source, target), first):
+    for first, sides in _chunks(pairs, vocabulary, chunk):
+        for place, pair in enumerate(zip(*sides), first):
             longest = max(len(side) for side in pair)
             if longest > limit and too_long == "error":
                 raise ValueError(f"pair {place} has a sentence of {longest} tokens; the limit is {limit}")
@@ -173,7 +173,8 @@ def encode_pairs(
         _log.warning("%d of %d pairs are left out: a sentence has more than %d tokens", left_out, len(pairs), limit)
     if not kept:
         raise ValueError(f"pairs has no pair of at most {limit} tokens with words on both sides; one is needed")
-    return EncodedPairs(*(TokenLists.of(side) for side in zip(*kept)), len(vocabulary))
+    source, target = zip(*kept)
+    return EncodedPairs(TokenLists.of(source), TokenLists.of(target), len(vocabulary))
 
 
 def _chunks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,16 +46,8 @@ def _run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     total = images * PASSES
 
     def fit(network: ScalableViT, name: str, share: Callable[[int], int], *methods: ScalableTraining) -> FitResult:
-        return fit_arm(
-            network,
-            data,
-            methods,
-            recipe=scale.settings,
-            images=images,
-            seed=seed,
-            out=context.out / name,
-            progress=lambda done, _: context.progress(share(done), total),
-        )
+        place = replace(context, out=context.out / name, progress=lambda done, _: context.progress(share(done), total))
+        return fit_arm(network, data, replace(scale, images=images), seed, place, methods)
 
     if used["supervision"] == "separate":
         runs = {}

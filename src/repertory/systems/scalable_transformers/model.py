@@ -299,8 +299,9 @@ class ScalableViT(nn.Module):
             "depth": crop.depth,
             "resolution": crop.resolution,
         }
-        part = ScalableViT(**{**self.settings, "num_classes": self.num_classes, **changed})
-        copy_leading(self, part.to(self.pos_embed))
+        with torch.device("meta"):  # nothing is drawn that would be overwritten
+            part = ScalableViT(**{**self.settings, "num_classes": self.num_classes, **changed})
+        copy_leading(self, part.to(self.pos_embed.dtype).to_empty(device=self.pos_embed.device))
         for block, own in zip(part.blocks.children(), self.blocks.children()):
             block.drop_path = copy.deepcopy(own.drop_path)
         part.preprocessing = self.preprocessing

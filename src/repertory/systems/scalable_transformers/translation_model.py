@@ -293,8 +293,10 @@ class ScalableTransformer(nn.Module):
             "depth": crop.depth,
             "embed_scale": self.embed_scale,
         }
-        part = ScalableTransformer(**{**self.settings, **changed}).to(self.embedding.weight)
-        copy_leading(self, part)
+        with torch.device("meta"):  # nothing is drawn that would be overwritten
+            part = ScalableTransformer(**{**self.settings, **changed})
+        whole = self.embedding.weight
+        copy_leading(self, part.to(whole.dtype).to_empty(device=whole.device))
         part.positions = leading(self.get_buffer("positions"), self.max_length, part.embed_dim).contiguous()
         return part.train(self.training)
 
