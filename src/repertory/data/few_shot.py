@@ -164,9 +164,7 @@ def load_vtab(root: str | Path, task: str, preprocessing: Preprocessing = VTAB_P
     for name, part in rows.items():
         for path, label in part:
             if label >= count:
-                raise ValueError(
-                    f"{folder / name}.txt gives {path.name} the label {label}; {task} has 0 to {count - 1}"
-                )
+                raise ValueError(f"{folder / name}.txt gives {path.name} label {label}; {task} has 0 to {count - 1}")
     sets = {
         name: StretchedFiles([path for path, _ in part], [label for _, label in part], classes, preprocessing)
         for name, part in rows.items()

@@ -80,7 +80,7 @@ class ChannelTuning(Method):
     """
 
     name: ClassVar[str] = "petl_channels"
-    claims: ClassVar[frozenset[str]] = _CLAIMS
+    claims: ClassVar[frozenset[str]] = _CLAIMS | {"blocks"}
 
     def __init__(
         self,
@@ -167,8 +167,7 @@ def _apart(optimizer: Optimizer, norms: list[nn.Parameter], weight_decay: float)
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
         if moved:
             optimizer.add_param_group({**group, "params": moved, "weight_decay": weight_decay})
-        if not group["params"]:
-            optimizer.param_groups.remove(group)
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
     return optimizer
 
 
