@@ -226,9 +226,9 @@ def test_bad_images_and_widths_are_named():
 
 
 def test_crops_compile_without_a_graph_break():
-    model, images = supernet(), torch.randn(2, 1, 32, 32)
+    model, images = supernet(depth=2), torch.randn(2, 1, 32, 32)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    crop = Crop(2, 2, 16)
+    crop = Crop(2, 1, 16)
     with torch.no_grad():
         torch.testing.assert_close(compiled(images, crop), model(images, crop))
 

@@ -123,9 +123,9 @@ def test_stage_three_learns_the_translations_of_the_widest(tmp_path):
             assert made[made > 0].tolist() == beam_search(start, row, beam=2, penalty=length_penalty())[0]
 
 
-@pytest.mark.parametrize("cut", [2, 5, 8])
+@pytest.mark.parametrize("cut", [2, 8])
 def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path, cut):
-    pairs, dropping = reversals(20), model(drop=0.2)
+    pairs, dropping = reversals(20), model(depth=1, drop=0.2)
     settings = dataclasses.replace(SETTINGS, checkpoint_steps=1)
     whole = fit_translation(dropping, pairs, out=tmp_path / "whole", settings=settings)
 

@@ -95,7 +95,7 @@ def test_bad_sizes_sentences_and_tokens_are_named():
 
 
 def test_crops_compile_without_a_graph_break():
-    whole = model()
+    whole = model(depth=1)
     compiled = torch.compile(whole, fullgraph=True, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(SOURCE, TARGET, Crop(2, 1)), whole(SOURCE, TARGET, Crop(2, 1)))
+        torch.testing.assert_close(compiled(SOURCE, TARGET, Crop(2)), whole(SOURCE, TARGET, Crop(2)))
