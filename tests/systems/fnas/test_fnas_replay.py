@@ -46,14 +46,15 @@ def test_untruncated_the_correction_gives_the_gradient_of_the_present_policy():
     torch.testing.assert_close(corrected, own)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_without_correction_very_stale_samples_pull_elsewhere(seed):
-    policy, stale = policy_of(seed, 1.5), policy_of(seed + 100, 3.0)
-    own = expected_gradient(policy, policy, Uncorrected())
-    corrected = expected_gradient(policy, stale, TruncatedImportance(1.0))
-    plain = expected_gradient(policy, stale, Uncorrected())
-    assert likeness(corrected, own) > likeness(plain, own) + 0.05
-    assert (corrected - own).norm() != pytest.approx(float((plain - own).norm()), rel=0.05)
+def test_without_correction_very_stale_samples_pull_elsewhere():
+    corrected, plain = [], []
+    for seed in range(30):
+        policy, stale = policy_of(seed, 1.5), policy_of(seed + 100, 3.0)
+        own = expected_gradient(policy, policy, Uncorrected())
+        corrected.append(likeness(expected_gradient(policy, stale, TruncatedImportance(1.0)), own))
+        plain.append(likeness(expected_gradient(policy, stale, Uncorrected()), own))
+    assert sum(corrected) / 30 > sum(plain) / 30 + 0.1
+    assert sum(a > b for a, b in zip(corrected, plain, strict=True)) >= 20
 
 
 def test_fresh_samples_count_in_full_and_old_ones_as_far_as_they_are_still_likely():
