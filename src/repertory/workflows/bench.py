@@ -43,6 +43,7 @@ WINDOW = 7
 GLOBAL = "global attention"
 FIELDS = ("attention backbones", "segmentation and parsing")  # of the systems whose backbones attend
 REFERENCES = ("swin_tiny_patch4_window7_224", "convnext_tiny", "deit_small_patch16_224")  # timm's
+BOUND = ("swin", "container_pam")  # networks that are built for one size
 MEBIBYTE = 2**20
 
 Call = Callable[[], object]
@@ -133,7 +134,7 @@ def _network(name: str, side: int, device: str) -> nn.Module:
     if name.startswith("deit"):
         settings: dict[str, Any] = {"dynamic_img_size": True, "dynamic_img_pad": True}
     else:
-        settings = {"img_size": side} if name.startswith("swin") else {}
+        settings = {"img_size": side} if name.startswith(BOUND) else {}
     torch.manual_seed(0)
     return timm.create_model(name, **settings).eval().to(device)
 
