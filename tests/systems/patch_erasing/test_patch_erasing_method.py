@@ -121,7 +121,7 @@ def test_a_run_cut_between_or_within_epochs_goes_on_as_the_uncut_run(digits, tmp
     resumed = run(digits, tmp_path / "cut", method(), resume=True, **steps)
     same(whole.model, resumed.model)
     assert resumed.curves == whole.curves
-    assert state(tmp_path / "cut")["history"] == pytest.approx(state(tmp_path / "whole")["history"], nan_ok=True)
+    assert repr(state(tmp_path / "cut")["history"]) == repr(state(tmp_path / "whole")["history"])  # also where NaN
 
 
 def test_other_settings_do_not_resume_a_run(digits, tmp_path):

@@ -51,7 +51,7 @@ def by_difficulty(data: ImageData) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     pixels, labels = zip(*((images_of(part), np.array(part.targets)) for part in (data.train, data.val)))
-    fitted = LogisticRegression(C=0.01, max_iter=50).fit(pixels[0], labels[0])
+    fitted = LogisticRegression(C=0.01, tol=1e-2, max_iter=300).fit(pixels[0], labels[0])
     order = np.argsort(fitted.predict_proba(pixels[1])[np.arange(len(labels[1])), labels[1]], kind="stable")
     quarter = len(order) // 4
     return order[:quarter], order[-quarter:]

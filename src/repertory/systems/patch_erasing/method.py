@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from repertory.systems.patch_erasing.erasing import FILLS, erase_patches
@@ -86,7 +87,7 @@ class PatchErasing(Method):
         self.proportion = DataProportion(alpha, beta)
         self.history: list[dict[str, float]] = []
         self.store: DifficultyStore | None = None
-        self._earlier: dict[str, Tensor] = {}  # counts of this epoch before the run was cut, of all processes
+        self._earlier: dict[str, Tensor] = {}  # counts of a cut epoch, of all processes, until they are taken up
         self._epoch, self._classes = 0, 0
 
     def follow(self, samples: int) -> None:
@@ -125,6 +126,7 @@ class PatchErasing(Method):
             )
         if self.proportion.device != scores.device:
             self.proportion.to(scores.device)
+        self._take_up()
         self.proportion.count_scores(scores)
         if self.easy_rate:
             self._followed.record(batch.indices, scores)
@@ -139,7 +141,6 @@ class PatchErasing(Method):
         """Close the figures of an epoch; with several processes all must call it together."""
         self.history.append({name: float(value) for name, value in shares_of(**self._counts()).items()})
         self.proportion.reset()
-        self._earlier = {}
         if self.easy_rate:
             self._followed.collect()
 
@@ -171,9 +172,16 @@ class PatchErasing(Method):
 
     def _counts(self) -> dict[str, Tensor]:
         """The counts of this epoch over all processes, on the CPU."""
+        self._take_up()
         with self.proportion.sync_context():  # sums over the processes, if there are several
-            counts = {name: value.cpu() for name, value in self.proportion.metric_state.items()}
-        return {name: value + self._earlier.get(name, 0) for name, value in counts.items()}
+            return {name: value.to("cpu", copy=True) for name, value in self.proportion.metric_state.items()}
+
+    def _take_up(self) -> None:
+        """Go on from the counts of a cut epoch: of several processes the first does."""
+        if self._earlier and not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+            for name, value in self._earlier.items():
+                setattr(self.proportion, name, value.to(self.proportion.device, copy=True))
+        self._earlier = {}
 
     @property
     def _followed(self) -> DifficultyStore:
