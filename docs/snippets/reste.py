@@ -5,7 +5,7 @@ from torch.nn import functional as F
 import repertory
 from repertory.systems.reste import RectifiedSTE, advance, binarize, deploy, estimating_error, gradient_instability
 
-model = binarize(timm.create_model("resnet10t", num_classes=10), estimator=RectifiedSTE(end=3.0))
+model = binarize(timm.create_model("test_resnet", num_classes=10), estimator=RectifiedSTE(end=3.0))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 epochs = 2
 for epoch in range(epochs):

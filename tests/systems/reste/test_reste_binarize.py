@@ -25,7 +25,7 @@ def test_the_authors_choice_keeps_the_first_convolution_and_those_of_1_x_1():
 
 
 def test_weights_and_everything_else_are_the_same():
-    model = timm.create_model("resnet10t", num_classes=3)
+    model = timm.create_model("test_resnet", num_classes=3)
     binary = binarize(model)
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in binary.state_dict().items())
@@ -85,7 +85,7 @@ def test_the_plain_loop_of_the_notes_trains_a_timm_model():
     torch.manual_seed(0)
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 2
     images[labels == 1] += 1
-    model = binarize(timm.create_model("resnet10t", num_classes=2), estimator=RectifiedSTE(end=3.0))
+    model = binarize(timm.create_model("test_resnet", num_classes=2), estimator=RectifiedSTE(end=3.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     epochs, losses = 8, []
     for epoch in range(epochs):

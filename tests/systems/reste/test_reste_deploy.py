@@ -87,7 +87,7 @@ def test_one_bit_weights_with_real_activations_are_packed_and_not_folded():
 
 
 def test_a_timm_model_is_deployed():
-    model = lived_in(binarize(timm.create_model("resnet10t", num_classes=3)), (4, 3, 64, 64))
+    model = lived_in(binarize(timm.create_model("test_resnet", num_classes=3)), (4, 3, 64, 64))
     network, images = deploy(model), torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(network(images), model(images))
     assert packed(network)

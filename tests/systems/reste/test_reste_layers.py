@@ -21,13 +21,11 @@ def test_the_output_is_that_of_scaled_signs_plus_bias():
 
 
 def test_sums_that_cancel_are_exactly_zero():
-    conv, x = layer(bias=False), torch.randn(4, 6, 16, 16)
+    conv, x = BinaryConv2d(64, 8, 3, padding=1, bias=False), torch.randn(4, 64, 16, 16)
     out = conv(x)
     sums = F.conv2d(x.sign().double(), conv.weight.sign().double(), None, 1, 1)
     assert (sums == 0).sum() > 100
     assert torch.equal(out == 0, sums == 0)
-    before = F.conv2d(x.sign(), conv.weight.sign() * conv.scale, None, 1, 1)  # as the authors order it
-    assert ((before == 0) != (sums == 0)).any()
 
 
 def test_gradient_flows_through_the_scale():
@@ -54,7 +52,7 @@ def test_an_input_of_zeros_has_no_sign_and_gives_nothing():
 def test_weights_and_inputs_can_have_different_estimators():
     model = nn.Sequential(layer(bias=False))
     set_estimator(model, RectifiedSTE(1.0), RectifiedSTE(3.0))
-    x = (0.05 * torch.randn(1, 6, 4, 4)).requires_grad_()
+    x = (0.19 * torch.rand(1, 6, 4, 4) - 0.095).requires_grad_()  # all of it in the flat zone
     model(x).sum().backward()
     with_threes = x.grad.clone()
     set_estimator(model, RectifiedSTE(1.0))

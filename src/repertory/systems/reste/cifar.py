@@ -37,7 +37,7 @@ def small_resnet(
     """Stages of ``depth`` blocks, ``width``, twice and four times as wide, with padded shortcuts, Kaiming-drawn."""
     widths, depths = (width, 2 * width, 4 * width), (depth,) * 3
     fixed: dict[str, Any] = {"large": False, "shortcut": PaddedShortcut, "preprocessing": PREPROCESSING}
-    model = ReSTEResNet(num_classes, in_chans, widths, depths, **fixed, **settings)
+    model = ReSTEResNet(num_classes, in_chans, widths, depths, **fixed | settings)
     draw_kaiming(model, (nn.Conv2d, nn.Linear))
     return model
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -109,8 +109,12 @@ def _gradient(kind: type[Estimator], backend: str, x: Tensor, grad: Tensor, cons
         wide = torch.promote_types(x.dtype, torch.float32)
         repays = x.numel() >= _REPAYS and compiler_found() and not being_traced()
         fused = backend == "compiled" or (backend == "auto" and repays)
-        product = _fused(kind) if fused else partial(_product, kind)
-        return product(x.to(wide), grad.to(wide), *constants).to(x.dtype)
+        values, grads = x.to(wide), grad.to(wide)
+        if not fused:
+            return _product(kind, values, grads, *constants).to(x.dtype)
+        if values.is_contiguous() and grads.is_contiguous():  # one kernel for tensors of all shapes
+            return _fused(kind)(values.flatten(), grads.flatten(), *constants).view_as(x).to(x.dtype)
+        return _fused(kind)(values, grads, *constants).to(x.dtype)
 
 
 def _product(kind: type[Estimator], x: Tensor, grad: Tensor, *constants: Tensor) -> Tensor:
