@@ -165,11 +165,11 @@ def load_vtab(root: str | Path, task: str, preprocessing: Preprocessing = VTAB_P
         for path, label in part:
             if label >= count:
                 raise ValueError(f"{folder / name}.txt gives {path.name} label {label}; {task} has 0 to {count - 1}")
-    sets = {
-        name: StretchedFiles([path for path, _ in part], [label for _, label in part], classes, preprocessing)
-        for name, part in rows.items()
-    }
-    return _few_shot(task, *(sets[name] for name in LISTS), "the benchmark's lists")
+    train, val, both, test = (
+        StretchedFiles([path for path, _ in part], [label for _, label in part], classes, preprocessing)
+        for part in rows.values()
+    )
+    return _few_shot(task, train, val, both, test, "the benchmark's lists")
 
 
 def _read_list(path: Path) -> list[tuple[Path, int]]:

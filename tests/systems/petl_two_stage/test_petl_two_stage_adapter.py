@@ -52,7 +52,7 @@ def test_gradients_are_those_of_the_formula():
 @pytest.mark.parametrize(
     ("channels", "count"), [(32, 12_672), (48, 28_224), (64, 49_920), (96, 111_744), (128, 198_144)]
 )
-def test_adapters_of_vit_base_count_as_published(channels, count):
+def test_adapters_of_vit_base_count_k_squared_plus_k_a_block(channels, count):
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", num_classes=10)
     indices = [torch.arange(channels)] * 12

@@ -136,7 +136,13 @@ def test_widths_follow_the_stages_of_a_swin():
 
 @pytest.mark.parametrize(
     "name",
-    ["deit3_small_patch16_224", "vit_base_patch16_siglip_224", "beit_base_patch16_224", "vit_relpos_small_patch16_224"],
+    [
+        "deit3_small_patch16_224",
+        "vit_base_patch16_siglip_224",
+        "beit_base_patch16_224",
+        "eva02_tiny_patch14_224",
+        "vit_relpos_small_patch16_224",
+    ],
 )
 def test_other_pre_norm_transformers_of_timm_have_scores(name):
     model = vit(name)

@@ -96,7 +96,7 @@ def shifted_digits(seed: int) -> ImageData:
         torch.from_numpy(picture()) / 255 for picture in (photographs.brick, photographs.grass, photographs.gravel)
     ]
     draws = torch.Generator().manual_seed(seed)
-    images = (0.4 + 0.6 * _crops(textures, len(ink), draws)) * (1 - ink)
+    images = (0.5 + 0.5 * _crops(textures, len(ink), draws)) * (1 - ink)
     order = torch.randperm(len(images), generator=draws)
     look = load("mnist5k").preprocessing  # the backbone's
     parts = [
@@ -144,8 +144,8 @@ def _report(context: Context, before: int, total: int, done: int, _: int) -> Non
 
 _RECIPE: dict[str, Any] = {
     "patch": 7,
-    "width": 64,
-    "depth": 4,
+    "width": 48,
+    "depth": 3,
     "batch_size": 50,
     "optimizer": "adamw",
     "weight_decay": 1e-4,
@@ -173,7 +173,7 @@ EXPERIMENT = Experiment(
     ),
     scales={
         "smoke": Scale(2, 1_000, {**_RECIPE, "source_images": 2_000}),
-        "small": Scale(5, 10_000, {**_RECIPE, "source_images": 20_000}),
+        "small": Scale(5, 8_000, {**_RECIPE, "source_images": 20_000}),
     },
     run=run,
     data=f"MNIST-5k to {TRAIN:,} of scikit-learn's digits, dark on photographed textures ({SIDE} x {SIDE})",

@@ -77,7 +77,7 @@ def save_tuned(model: nn.Module, path: str | Path) -> Path:
     return path
 
 
-def load_tuned(model: nn.Module, path: str | Path) -> nn.Module:
+def load_tuned(model: Any, path: str | Path) -> nn.Module:
     """Bring what :func:`save_tuned` wrote onto its base ``model``, in place, and return it.
 
     Adapters are inserted where the file has some, and a head of another number of classes is made anew. Nothing is
