@@ -72,6 +72,9 @@ def _run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     return result
 
 
+# Chosen for the whole network trained alone on the labels. Top-1 of seed 100 after 6,000 images, batch 50, without
+# augmentation: 47.9, 47.5 and 45.4 at learning rates 1e-3, 2e-3 and 5e-3; 36.8 at 5e-3 with batch 20. With crops no
+# size of any arm had passed 26 after 12,000 images.
 _RECIPE: dict[str, Any] = {
     "batch_size": 50,
     "optimizer": "adamw",
@@ -79,7 +82,7 @@ _RECIPE: dict[str, Any] = {
     "weight_decay": 0.05,
     "warmup_epochs": 0.2,
     "clip_grad": 5.0,
-    "augment": "crop",
+    "augment": "none",
     "width": 48,
 }
 
@@ -107,7 +110,7 @@ EXPERIMENT = Experiment(
     ),
     scales={
         "smoke": Scale(2, 1_500, {**_RECIPE, "width": 24}),
-        "small": Scale(5, 36_000, _RECIPE),
+        "small": Scale(5, 48_000, _RECIPE),
     },
     run=_run,
     data="MNIST-5k (real handwritten digits, 28 x 28); three sizes, their mean accuracy",

@@ -378,7 +378,7 @@ class _Run:
         terms = self.losses[stage](self.model, (source, before, target), crops, settings)
         loss = torch.stack(list(terms.values())).sum()
         if not bool(loss.isfinite()):
-            raise NonFiniteError(f"the loss is {float(loss)} at step {state.step}; lower the learning rate")
+            raise NonFiniteError(f"the loss is {loss.item()} at step {state.step}; lower the learning rate")
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr_at(state.step)
         self.optimizer.zero_grad()
