@@ -35,18 +35,14 @@ def erase_patches(
         raise ValueError(f"fill is {fill!r}; it must be one of {', '.join(FILLS)}")
     count, rows, columns = grid_of(images, patch_size)
     patches = rows * columns
-    if isinstance(rate, Tensor):
-        erased = (rate * patches).round().clamp(0, patches - 1)[:, None]
-    else:
-        erased = patches_erased(rate, patches)
-        if not erased:
-            return images.clone()
     keys = torch.rand(count, patches, device=images.device)
-    if isinstance(erased, Tensor):
-        mask = keys.argsort(1).argsort(1) < erased  # the rank of a patch among those of its image
+    if isinstance(rate, Tensor):
+        erased = (rate * patches).round().clamp(0, patches - 1)
+        mask = keys.argsort(1).argsort(1) < erased[:, None]  # the rank of a patch among those of its image
     else:
         mask = torch.zeros(count, patches, dtype=torch.bool, device=images.device)
-        mask.scatter_(1, keys.topk(erased, dim=1, sorted=False).indices, True)
+        chosen = keys.topk(patches_erased(rate, patches), dim=1, sorted=False).indices
+        mask.scatter_(1, chosen, True)
     height, width = images.shape[2] // rows, images.shape[3] // columns
     cut = images.reshape(count, images.shape[1], rows, height, columns, width)
     covered = mask.view(count, 1, rows, 1, columns, 1)

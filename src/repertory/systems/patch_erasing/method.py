@@ -115,7 +115,9 @@ class PatchErasing(Method):
             rate = self.rate + self.easy_rate * easy
         if self.policy is not None and float(torch.rand(())) < self.mix_probability:
             images, labels = mixup(images, labels, self.policy(self.history), self._classes)
-        return Batch(erase_patches(images, rate, self.patch_size, self.fill), labels, batch.indices)
+        if self.rate or self.easy_rate:  # measuring alone draws nothing
+            images = erase_patches(images, rate, self.patch_size, self.fill)
+        return Batch(images, labels, batch.indices)
 
     def extra_loss(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
         """No term: how difficult each sample was is noted."""
@@ -174,7 +176,8 @@ class PatchErasing(Method):
         """The counts of this epoch over all processes, on the CPU."""
         self._take_up()
         with self.proportion.sync_context():  # sums over the processes, if there are several
-            return {name: value.to("cpu", copy=True) for name, value in self.proportion.metric_state.items()}
+            state: dict[str, Any] = self.proportion.metric_state
+            return {name: value.to("cpu", copy=True) for name, value in state.items()}
 
     def _take_up(self) -> None:
         """Go on from the counts of a cut epoch: of several processes the first does."""
