@@ -46,9 +46,10 @@ def _whole(name: str, value: Any, most: int, what: str) -> int:
         return most
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}; it must be a whole number of {what} from 1 to {most}")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} is {value}; it must be from 1 to {most}, the {what} of the network")
-    return int(value)
+    number = int(value)
+    if not 1 <= number <= most:
+        raise ValueError(f"{name} is {number}; it must be from 1 to {most}, the {what} of the network")
+    return number
 
 
 def crop_of_width(width: int | None, heads: int | None, head_width: int) -> int | None:

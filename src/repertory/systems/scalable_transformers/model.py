@@ -305,11 +305,8 @@ class ScalableViT(nn.Module):
         for block, own in zip(part.blocks.children(), self.blocks.children()):
             block.drop_path = copy.deepcopy(own.drop_path)
         part.preprocessing = self.preprocessing
-        if hasattr(self, "catalogue_entry"):  # then the part can be saved, and made again by the catalogue
-            entry: Any = self.catalogue_entry
-            part.class_names, part.catalogue_entry = self.class_names, {**entry}
-            part.catalogue_entry["settings"] = {**entry["settings"], **changed}
-            part.save_pretrained = partial(self.save_pretrained.func, part)  # type: ignore[union-attr]
+        if hasattr(self, "catalogue_entry"):
+            _label_part(self, part, changed)
         part.set_grad_checkpointing(self.grad_checkpointing)
         return part.train(self.training)
 
@@ -333,6 +330,7 @@ class ScalableViT(nn.Module):
             )
         _check_plain(model)
         blocks: Any = list(model.blocks)
+        norm: Any = model.norm
         attention, mlp = blocks[0].attn, blocks[0].mlp
         supernet = cls(
             num_classes=model.num_classes,
@@ -347,7 +345,7 @@ class ScalableViT(nn.Module):
             qkv_crop=qkv_crop,
             drop=attention.proj_drop.p,
             attn_drop=attention.attn_drop.p,
-            eps=model.norm.eps,
+            eps=norm.eps,
         )
         try:
             supernet.load_state_dict(model.state_dict())
@@ -440,6 +438,14 @@ def check_sizes(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float) ->
         raise ValueError(f"embed_dim is {embed_dim}; it must be a multiple of num_heads, which is {num_heads}")
     if mlp_ratio < 1 or mlp_ratio != int(mlp_ratio):
         raise ValueError(f"mlp_ratio is {mlp_ratio}; it must be a whole number from 1, so that every crop has it")
+
+
+def _label_part(whole: Any, part: Any, changed: dict[str, Any]) -> None:
+    """Let ``part`` be saved, and made again by the catalogue: it is the same entry with ``changed`` settings."""
+    entry = whole.catalogue_entry
+    part.class_names = whole.class_names
+    part.catalogue_entry = {**entry, "settings": {**entry["settings"], **changed}}
+    part.save_pretrained = partial(whole.save_pretrained.func, part)
 
 
 def _check_plain(model: VisionTransformer) -> None:

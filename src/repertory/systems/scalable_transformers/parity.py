@@ -42,7 +42,8 @@ def supernet(case: Case) -> dict[str, Tensor]:
     run = case.bind(_Both(model), lambda state: {f"model.{k}": v for k, v in from_authors(state).items()})
     named = {tuple(map(int, found.groups())) for name in case.outputs if (found := OUTPUT.fullmatch(name))}
     named |= {tuple(sizes) for sizes in (*config["configs"], *(config.get("loss_configs") or {}).values())}
-    outputs, logits = {}, {}
+    outputs: dict[str, Tensor] = {}
+    logits: dict[tuple[int, ...], Tensor] = {}
     for resolution, heads, depth in sorted(named):
         place = f"r{resolution}_h{heads}_d{depth}"
         logits[resolution, heads, depth], features = run(case.input("x"), Crop(heads, depth, resolution))
