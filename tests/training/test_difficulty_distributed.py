@@ -15,7 +15,10 @@ from repertory.training.processes import start
 LENGTH = {"epochs": 5, "evaluate_every": 0, "checkpoint_steps": 3}
 CASES = {
     "fraction": ([Dap(warmup=1, period=2, fraction=0.4)], LENGTH),
-    "confidence": ([Dap(warmup=1, period=3, mode="confidence", threshold=0.5)], LENGTH),
+    "confidence": (
+        [Dap(warmup=1, period=3, mode="confidence", threshold=0.5)],
+        {**LENGTH, "epochs": 8, "lr": 0.1},
+    ),
     "proportion": ([PatchErasing(rate=0.0, patch_size=2)], LENGTH),
     # Cut within the second epoch, then gone on with: what the first process wrote must be what all had.
     "begun": ([Dap(warmup=1, period=2, fraction=0.4)], {**LENGTH, "max_images": 8 * 32, "schedule": "constant"}),

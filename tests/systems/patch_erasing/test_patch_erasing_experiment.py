@@ -10,13 +10,13 @@ from repertory.training import Batch, Progress
 
 def run(arm, folder, seed=0):
     settings = {**EXPERIMENT.scales["smoke"].settings, "width": 16, "depth": 1}
-    scale = Scale(1, 1_000, settings)
+    scale = Scale(1, 960, settings)
     return EXPERIMENT.run(EXPERIMENT.arm(arm), seed, scale, Context(folder, {}, lambda done, total: None))
 
 
 def test_a_run_gives_shares_gap_and_picture(tmp_path):
     result = run("patch_30", tmp_path)
-    assert result.images == 1_000
+    assert result.images == 960
     assert set(result.metrics) == {"top1_error", "ece", "train_top1_error"}
     assert {"patch_erasing_easy", "patch_erasing_moderate", "patch_erasing_hard"} <= set(result.curves)
     (picture,) = result.pictures.values()
@@ -33,9 +33,9 @@ def test_of_every_arm_one_picture_is_enough(tmp_path):
 @pytest.mark.parametrize("name", ["rectangle", "pixel", "patch_30"])
 def test_arms_to_be_compared_erase_the_same_area(name):
     torch.manual_seed(0)
-    batch = Batch(torch.rand(200, 1, 28, 28) + 1, torch.zeros(200).long(), torch.arange(200))
+    batch = Batch(torch.rand(200, 1, 8, 8) + 1, torch.zeros(200).long(), torch.arange(200))
     erased = method_of(EXPERIMENT.arm(name).settings).transform_batch(batch, Progress(0, 0, 1)).images.eq(0)
-    assert float(erased.float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(erased.float().mean()) == pytest.approx(0.3, abs=0.03)
 
 
 def test_the_patches_erased_are_those_of_the_network():

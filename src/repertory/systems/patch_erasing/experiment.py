@@ -19,7 +19,7 @@ from repertory.training.checkpoint import load_checkpoint
 from repertory.training.evaluation import evaluate
 from repertory.training.method import Batch, Progress
 
-PATCH = 4
+SIDE, PATCH = 8, 2
 
 
 class RectangleErasing(PatchErasing):
@@ -38,13 +38,13 @@ def method_of(settings: Mapping[str, Any]) -> PatchErasing:
 
 
 def small_vit(classes: int, settings: Mapping[str, Any], seed: int) -> nn.Module:
-    """A narrow vision transformer over 7 x 7 patches of 4 pixels."""
+    """A narrow vision transformer over 4 x 4 patches of 2 pixels a side."""
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VisionTransformer(
-            img_size=28,
+            img_size=SIDE,
             patch_size=PATCH,
             in_chans=1,
             num_classes=classes,
@@ -68,7 +68,7 @@ def picture_of(history: Sequence[Mapping[str, float]]) -> np.ndarray:
 def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     """Train with the arm's way of erasing; its curves show how many samples were easy and hard meanwhile."""
     settings = {**scale.settings, **arm.settings}
-    data = load("mnist5k", val_fraction=settings["val_fraction"])
+    data = load("digits", val_fraction=settings["val_fraction"])
     result = fit_arm(small_vit(len(data.classes), settings, seed), data, scale, seed, context, [method_of(settings)])
     history = load_checkpoint(context.out / "checkpoints" / "last.ckpt")["methods"][0]["state"]["history"]
     trained = evaluate(result.model, data.train)
@@ -78,15 +78,15 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
 
 
 _RECIPE = {
-    "batch_size": 50,
+    "batch_size": 40,
     "optimizer": "adamw",
-    "lr": 2e-3,
+    "lr": 3e-3,
     "weight_decay": 0.05,
     "warmup_epochs": 2.0,
     "clip_grad": 5.0,
-    "width": 48,
-    "depth": 3,
-    "val_fraction": 0.9,
+    "width": 32,
+    "depth": 2,
+    "val_fraction": 0.8,
 }
 
 EXPERIMENT = Experiment(
@@ -101,13 +101,13 @@ EXPERIMENT = Experiment(
         Arm("none", "nothing erased", {"unit": "patch", "rate": 0.0}),
         Arm("rectangle", "one rectangle, 30% of the area (random erasing)", {"unit": "rectangle", "rate": 0.3}),
         Arm("pixel", "pixels, 30% of the area", {"unit": "pixel", "rate": 0.3}),
-        Arm("patch_15", "patches of 4 x 4, 15% of them", {"unit": "patch", "rate": 0.15}),
-        Arm("patch_30", "patches of 4 x 4, 30% of them", {"unit": "patch", "rate": 0.3}),
+        Arm("patch_15", "patches of 2 x 2, 15% of them", {"unit": "patch", "rate": 0.15}),
+        Arm("patch_30", "patches of 2 x 2, 30% of them", {"unit": "patch", "rate": 0.3}),
     ),
     scales={
-        "smoke": Scale(2, 1_500, {**_RECIPE, "width": 16, "depth": 1}),
-        "small": Scale(5, 20_000, _RECIPE),
+        "smoke": Scale(2, 1_440, {**_RECIPE, "width": 16, "depth": 1}),
+        "small": Scale(5, 36_000, _RECIPE),
     },
     run=run,
-    data="MNIST-5k (real handwritten digits, 28 x 28), 50 labels a class",
+    data="scikit-learn digits (real, 8 x 8), 36 labels a class",
 )
