@@ -80,7 +80,8 @@ class Cost(ABC):
     unit: str = ""
 
     def __init__(self, input_size: tuple[int, int, int], num_classes: int) -> None:
-        self.input_size, self.num_classes = tuple(input_size), num_classes
+        self.input_size = (input_size[0], input_size[1], input_size[2])
+        self.num_classes = num_classes
 
     @abstractmethod
     def part(self, part: Part) -> float:
@@ -88,7 +89,7 @@ class Cost(ABC):
 
     def __call__(self, architecture: Architecture) -> float:
         """The cost of the whole network."""
-        return sum(self.part(part) for part in parts_of(architecture, self.input_size))  # type: ignore[arg-type]
+        return sum(self.part(part) for part in parts_of(architecture, self.input_size))
 
     @property
     def configuration(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def proxy_split(data: Any, held_out: float = 0.1, seed: int = 0) -> ProxyData:
             )
         count = min(max(1, round(held_out * len(members))), len(members) - 1)
         held[np.random.default_rng([seed, int(label)]).permutation(members)[:count]] = True
-    train, val = (Part(data.train, np.flatnonzero(chosen)) for chosen in (~held, held))
+    train, val = (Part(data.train, np.flatnonzero(chosen).tolist()) for chosen in (~held, held))
     return ProxyData(data.name, train, val, tuple(data.classes))
 
 

@@ -58,7 +58,9 @@ def early_accuracy(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmRe
 
 def _pool(weights: str) -> KnowledgePool | bool:
     """What networks begin with in an arm that trains each of them: nothing, the newest or the most similar blocks."""
-    return {"random": False, "warm": KnowledgePool(newest, capacity=1), "pool": KnowledgePool()}[weights]
+    pools: dict[str, KnowledgePool | bool]
+    pools = {"random": False, "warm": KnowledgePool(newest, capacity=1), "pool": KnowledgePool()}
+    return pools[weights]
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ PROBE = Experiment(
     ),
     scales={
         "smoke": Scale(2, 0, {**_PPO, "trainings": 96, "iterations": 6}),
-        "small": Scale(10, 0, {**_PPO, "trainings": 2_000, "iterations": 200}),
+        "small": Scale(10, 0, {**_PPO, "trainings": 1_000, "iterations": 150}),
     },
     run=oracle_search,
     data="a free tabular oracle over the mobile space, drawn by seed: utilities of tokens and pairs, noise, cost in "

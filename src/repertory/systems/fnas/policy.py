@@ -62,10 +62,11 @@ class LSTMPolicy(Policy):
         self.token = nn.Embedding(offsets[-1] + 1, embedding)  # the last one stands before the first token
         self.place = nn.Embedding(len(self.sizes), embedding)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
-        self.heads = nn.ModuleList(nn.Linear(hidden, size) for size in space.options)
-        for head in self.heads:
+        heads = [nn.Linear(hidden, size) for size in space.options]
+        for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(heads)
 
     @property
     def configuration(self) -> dict[str, Any]:

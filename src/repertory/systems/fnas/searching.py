@@ -537,7 +537,7 @@ class _Search:
         if self.out is not None:
             best = None if not result.candidates else {**_plain(result.best), **result.best.architecture.to_dict()}
             counts = {"trainings": result.trainings, "images": result.images, "iterations": result.iterations}
-            record = {"best": best, **counts, "sources": result.counts(), "hit_ratio": result.hit_ratio}
+            record: dict[str, Any] = {"best": best, **counts, "sources": result.counts(), "hit_ratio": result.hit_ratio}
             record |= {"configuration": self.configuration, "history": [asdict(sample) for sample in result.history]}
             with Replacement(self.out / "search.json") as partial:
                 partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -65,11 +65,14 @@ class Block:
         A plain convolution has no squeeze-and-excitation, only ``mb`` expands, and an identity that no layer can have
         (one layer, strided or of another width than its input) is none.
         """
-        plain = {"se_ratio": 0.0} if self.op == "conv" else {}
-        single = {"expansion": 1} if self.op != "mb" else {}
-        reshaped = self.layers == 1 and (self.stride != 1 or self.channels != in_channels)
-        skip = {"skip": "none"} if self.skip == "identity" and reshaped else {}
-        return replace(self, **plain, **single, **skip)
+        single = self
+        if self.op == "conv":
+            single = replace(single, se_ratio=0.0)
+        if self.op != "mb":
+            single = replace(single, expansion=1)
+        if self.skip == "identity" and self.layers == 1 and (self.stride != 1 or self.channels != in_channels):
+            single = replace(single, skip="none")
+        return single
 
     def describe(self) -> str:
         """A short name: ``mb6 k3 se0.25 identity 40 x3 s2``."""
