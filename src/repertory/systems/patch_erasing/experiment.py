@@ -77,6 +77,9 @@ def run(arm: Arm, seed: int, scale: Scale, context: Context) -> ArmResult:
     return ArmResult.of(result, settings, ("top1_error", "ece"), gap, pictures)
 
 
+# One seed, 100, was seen when the data and the baseline were chosen: top-1 error 13.1 with nothing erased, 16.1 with a
+# rectangle, 11.6 with 30% of the patches; so nothing erased is the stronger rival. On MNIST-5k with patches of 4 x 4 no
+# arm that erases had learnt within the budget. The learning rate was not tuned for any arm.
 _RECIPE = {
     "batch_size": 40,
     "optimizer": "adamw",
@@ -91,11 +94,11 @@ _RECIPE = {
 
 EXPERIMENT = Experiment(
     system="patch_erasing",
-    question="Does erasing scattered patches err less than erasing one rectangle of equal area?",
+    question="Does erasing scattered patches err less than erasing nothing?",
     metric="top1_error",
     unit="%",
     higher_is_better=False,
-    baseline="rectangle",
+    baseline="none",
     method="patch_30",
     arms=(
         Arm("none", "nothing erased", {"unit": "patch", "rate": 0.0}),
