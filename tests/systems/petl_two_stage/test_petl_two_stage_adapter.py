@@ -192,7 +192,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("make", [vit, swin])
+@pytest.mark.parametrize("make", [vit, pytest.param(swin, marks=pytest.mark.slow)])
 def test_it_compiles_without_a_graph_break(make):
     model = stir(adapted(make())).eval()
     images, _ = pictures(model)
