@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repertory.ops.backend import being_traced, check, compiled, compiler_found
+from repertory.ops.backend import check, compiled
 
 WORD = 32
 _MOST = 15  # words counted together; their octets hold at most 120
@@ -28,7 +28,6 @@ _INLINE = {  # counts stay in registers, however many words they read; nothing b
     "realize_opcount_threshold": 100_000,
     "realize_acc_reads_threshold": 10_000,
 }
-_REPAYS = 2**25  # products from which packing and counting beat the float convolution
 
 
 def pack_signs(weight: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def binary_conv2d(
         kernel_size, stride, padding, dilation: (vertical, horizontal); padding counts as 0.
         groups: as in ``F.conv2d``.
         backend: ``reference`` unpacks the weights for a float convolution; ``eager`` and ``compiled`` count bits;
-            ``auto`` is compiled on a CPU with a compiler where the work repays it, and reference otherwise.
+            ``auto`` is reference, since counting has not been measured to be the faster of the two.
 
     Returns:
         (B, O, H', W').
@@ -83,7 +82,7 @@ def binary_conv2d(
     """
     _check(x, words, kernel_size, groups, check(backend))
     sizes = kernel_size, stride, padding, dilation
-    if _path(backend, x, words, stride) == "reference":
+    if backend in ("auto", "reference"):
         weight = unpack_signs(words, (len(words), x.shape[1] // groups, *kernel_size), x.dtype)
         return F.conv2d(x.sign(), weight, None, stride, padding, dilation, groups)
     with torch.no_grad():
@@ -106,14 +105,6 @@ def _check(x: Tensor, words: Tensor, kernel_size: tuple[int, int], groups: int, 
         raise ValueError("backend is 'triton', for which there is no kernel; it must be another one")
 
 
-def _path(backend: str, x: Tensor, words: Tensor, stride: tuple[int, int]) -> str:
-    if backend != "auto":
-        return backend
-    products = words.numel() * WORD * len(x) * (x.shape[2] // stride[0]) * (x.shape[3] // stride[1])
-    possible = not x.is_cuda and not being_traced() and compiler_found()
-    return "compiled" if possible and products >= _REPAYS else "reference"
-
-
 def _counted(
     x: Tensor,
     words: Tensor,
@@ -134,7 +125,9 @@ def _counted(
     size = _group_size(words.shape[-1])
     if lacking := -words.shape[-1] % size:
         columns, words = F.pad(columns, (0, 0, 0, lacking)), F.pad(words, (0, lacking))
-    sums = (_fused_sums(size) if fused else functools.partial(_sums, size))(columns, words)
+    sums = (_fused_sums(size) if fused else functools.partial(_sums, size))(
+        columns.unflatten(3, (-1, size)), words.unflatten(2, (-1, size))
+    )
     return sums.view(batch, -1, *sides).to(x.dtype)
 
 
@@ -190,11 +183,10 @@ def _columns(
 
 
 def _sums(size: int, columns: Tensor, words: Tensor) -> Tensor:
-    """Sums of products (B, G, O, P) of ``columns`` (2, B, G, K, P) and ``words`` (G, O, K), ``size`` at a time."""
-    signs, counting = columns.unflatten(3, (-1, size)).unbind(0)
-    weights = words.unflatten(2, (-1, size))
+    """Sums of products (B, G, O, P) of ``columns`` (2, B, G, K, size, P) and ``words`` (G, O, K, size)."""
+    signs, counting = columns.unbind(0)
     differing = [
-        (signs[:, :, None, :, i] ^ weights[None, :, :, :, i, None]) & counting[:, :, None, :, i] for i in range(size)
+        (signs[:, :, None, :, i] ^ words[None, :, :, :, i, None]) & counting[:, :, None, :, i] for i in range(size)
     ]
     terms = _halves_added(_count([counting[:, :, :, i] for i in range(size)]).sum(2, dtype=torch.int32))
     differences = _halves_added(_count(differing).sum(3, dtype=torch.int32))
