@@ -1,7 +1,8 @@
 """Readers, bundled data, simulation and samplers.
 
 ``load("mnist5k")`` or ``load("photos/")`` gives an :class:`ImageData`, ``load("composites")`` a
-:class:`SegmentationData`. Nothing heavy is imported until it is asked for.
+:class:`SegmentationData`, ``load_translation("django-en-de")`` a :class:`ParallelText`. Nothing heavy is imported until
+it is asked for.
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ if TYPE_CHECKING:
         prepare_pair,
         read_mask,
     )
+    from repertory.data.translation import ParallelText, SentencePairs, load_translation
+    from repertory.data.translation_vocabulary import BytePairs, encode_pairs
 
 _HOMES = {
     "ArrayImages": "images",
     "ArraySegmentation": "segmentation",
+    "BytePairs": "translation_vocabulary",
     "FileImages": "images",
     "FileSegmentation": "segmentation",
     "ImageData": "images",
     "ImageSet": "images",
+    "ParallelText": "translation",
     "Preprocessing": "preprocessing",
     "SegmentationData": "segmentation",
     "SegmentationSet": "segmentation",
+    "SentencePairs": "translation",
+    "encode_pairs": "translation_vocabulary",
     "load": "loading",
+    "load_translation": "translation",
     "prepare": "images",
     "prepare_pair": "segmentation",
     "read_image": "reading",
@@ -42,14 +50,19 @@ _HOMES = {
 __all__ = [
     "ArrayImages",
     "ArraySegmentation",
+    "BytePairs",
     "FileImages",
     "FileSegmentation",
     "ImageData",
     "ImageSet",
+    "ParallelText",
     "Preprocessing",
     "SegmentationData",
     "SegmentationSet",
+    "SentencePairs",
+    "encode_pairs",
     "load",
+    "load_translation",
     "prepare",
     "prepare_pair",
     "read_image",

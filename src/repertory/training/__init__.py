@@ -13,6 +13,7 @@ from repertory.training.settings import FitSettings, SegmentationSettings
 
 _LAZY = {
     "CheckpointError": "checkpoint",
+    "DifficultyStore": "difficulty",
     "FitResult": "engine",
     "Inference": "inference",
     "check_claims": "engine",
@@ -20,6 +21,7 @@ _LAZY = {
     "evaluate_segmentation": "segmentation",
     "features_and_logits": "outputs",
     "fit": "engine",
+    "label_entropy": "difficulty",
     "sample_pictures": "segmentation",
 }
 
