@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from importlib import import_module
@@ -268,8 +268,38 @@ def create_model(
     if weights is not None:
         from repertory.checkpoints import adopt, fit_weights
 
+        model = prepared(model, weights.description.get("prepared", ()))
         fit_weights(model, weights, convert, reset_head)
         adopt(model, weights.description)
+    return model
+
+
+def prepared(model: Any, methods: Sequence[Mapping[str, Any]]) -> Any:
+    """``model`` as ``methods``, each a ``name`` with ``settings``, changed it before it was trained; all trains again.
+
+    ValueError for a method whose settings are not known, since it was given as an object.
+    """
+    for method in methods:
+        if method["settings"] is None:
+            raise ValueError(
+                f"the network was changed by the method {method['name']} with settings that were not recorded: "
+                "give model=, a module changed in the same way"
+            )
+        changed = create_method(method["name"], **method["settings"]).prepare_model(model)
+        model = dress(changed, model).requires_grad_(True)
+    if methods:
+        model.prepared_by = [dict(method) for method in methods]
+    return model
+
+
+def dress(model: Any, like: Any) -> Any:
+    """``model`` with the name, preprocessing, class names and colours of ``like``; a method may have built it anew."""
+    from repertory.checkpoints import adopt
+
+    palette, names = getattr(like, "palette", None), getattr(like, "class_names", None)
+    adopt(model, {"preprocessing": like.preprocessing.to_dict(), "classes": names, "palette": palette})
+    if hasattr(like, "catalogue_entry"):
+        label(model, **like.catalogue_entry)
     return model
 
 

@@ -271,19 +271,24 @@ def _some(keys: Any, most: int = 4) -> str:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """What travels with the weights of ``model``: its name, the builder's settings, preprocessing, classes, colours."""
+    """What travels with the weights of ``model``: its name, the builder's settings, preprocessing, classes, colours.
+
+    Where methods changed the network before it was trained (``prepared_by``), their names and settings do too.
+    """
     entry = getattr(model, "catalogue_entry", None) or {}
     settings = dict(entry.get("settings", {}))
     if entry and getattr(model, "num_classes", None) is not None:
         settings["num_classes"] = int(model.num_classes)
     preprocessing = getattr(model, "preprocessing", None)
     classes = getattr(model, "class_names", None)
+    prepared = getattr(model, "prepared_by", None)
     return {
         "model": entry.get("name"),
         "settings": settings,
         "preprocessing": preprocessing.to_dict() if isinstance(preprocessing, Preprocessing) else None,
         "classes": [str(name) for name in classes] if classes is not None else None,
         "palette": getattr(model, "palette", None),
+        **({"prepared": prepared} if prepared else {}),
         "repertory": __version__,
     }
 

@@ -54,7 +54,8 @@ class Method:
     """A training method; override the slots it needs, the rest do nothing.
 
     Slots are called in the order in which they stand here. ``claims`` names what the method needs alone (``sampler``,
-    ``optimizer``, ``weights``): two methods with one claim are refused by name before training. A method that trains
+    ``optimizer``, ``weights``, or a part of the network that it changes, such as ``blocks``): two methods with one
+    claim are refused by name before training. A method that trains
     replicas sets ``replicas = K``: the task keeps K models, gives each its own batch, outputs and losses, sums the K
     losses, and counts K batches of images; ``before_step`` and ``after_step`` then receive the ``nn.ModuleList``.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from repertory.data.preprocessing import Preprocessing
 from repertory.data.reading import read_image
 from repertory.data.segmentation import SegmentationData, SegmentationSet
 from repertory.files import Replacement
+from repertory.training.method import Method
 
 if TYPE_CHECKING:
     from repertory.training.inference import Inference
@@ -318,9 +320,20 @@ def _model(weights: Weights, model: str | nn.Module | None, config: Mapping[str,
         channels = (weights.description.get("preprocessing") or {}).get("channels")
         if channels == "L":
             args.setdefault("in_chans", 1)
+        weights = _with_methods(weights, config)
     if name is None:
         raise ValueError(f"{weights.source} does not say which model it holds: give model (--model), its name")
     return catalog.create_model(name, checkpoint=weights, **args)
+
+
+def _with_methods(weights: Weights, config: Mapping[str, Any]) -> Weights:
+    """``weights`` of a checkpoint of training, described with those methods of its run that change networks."""
+    prepared = [
+        {"name": name, "settings": dict(config.get(name, {}))}
+        for name in config.get("method", ())
+        if name in catalog.list_methods() and catalog.method_class(name).prepare_model is not Method.prepare_model
+    ]
+    return replace(weights, description={**weights.description, "prepared": prepared})
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import yaml
 from torch import nn
 
 from repertory import __version__, catalog
-from repertory.checkpoints import WEIGHTS, adopt, write_weights
+from repertory.checkpoints import WEIGHTS, write_weights
 from repertory.data.composites import are_composites
 from repertory.data.images import ImageData
 from repertory.data.loading import load, with_channels
@@ -130,7 +131,9 @@ def train(
     )
     if result.interrupted is not None:
         _end(result.interrupted, result.steps, folder)
-    trained = _dressed(result.model, built)
+    trained = catalog.dress(result.model, built)
+    changes = [_changing(given, *named) for given, named in zip(methods, acting, strict=True)]
+    trained.prepared_by = [*getattr(built, "prepared_by", ()), *itertools.chain(*changes)]
     if _first_process():
         write_weights(trained, folder / WEIGHTS)
     return Run(folder, trained, config, dict(result.metrics))
@@ -328,13 +331,11 @@ def _try_out(model: nn.Module, name: str, data: Data) -> None:
         raise ValueError(f"the model {name} gives {gave}; {data.name} needs logits ({needed}), one for each class")
 
 
-def _dressed(model: Any, like: Any) -> Any:
-    """``model`` with the name, preprocessing and class names of ``like``; a method may have built it anew."""
-    palette = getattr(like, "palette", None)
-    adopt(model, {"preprocessing": like.preprocessing.to_dict(), "classes": like.class_names, "palette": palette})
-    if hasattr(like, "catalogue_entry"):
-        catalog.label(model, **like.catalogue_entry)
-    return model
+def _changing(given: MethodLike, label: str, settings: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
+    """How to name ``method`` to whoever loads the weights, if it changes networks; an object's settings are unknown."""
+    if type(method).prepare_model is Method.prepare_model:
+        return []
+    return [{"name": label, "settings": None if isinstance(given, Method) else dict(settings)}]
 
 
 def _end(number: int, steps: int, folder: Path) -> None:

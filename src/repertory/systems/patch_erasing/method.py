@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from repertory.systems.patch_erasing.erasing import FILLS, erase_patches
 from repertory.systems.patch_erasing.mixing import FollowPeriod, FollowProportion, MixingPolicy, mixup
-from repertory.systems.patch_erasing.proportion import DataProportion, shares_of
 from repertory.training.difficulty import DifficultyStore, label_entropy
 from repertory.training.method import Batch, Method, Outputs, Progress
 
@@ -84,6 +83,8 @@ class PatchErasing(Method):
             "mixing": mixing,
             "mix_probability": mix_probability,
         }
+        from repertory.systems.patch_erasing.proportion import DataProportion  # torchmetrics takes long to import
+
         self.proportion = DataProportion(alpha, beta)
         self.history: list[dict[str, float]] = []
         self.store: DifficultyStore | None = None
@@ -141,6 +142,8 @@ class PatchErasing(Method):
 
     def end_epoch(self) -> None:
         """Close the figures of an epoch; with several processes all must call it together."""
+        from repertory.systems.patch_erasing.proportion import shares_of
+
         self.history.append({name: float(value) for name, value in shares_of(**self._counts()).items()})
         self.proportion.reset()
         if self.easy_rate:
