@@ -137,13 +137,13 @@ class VGGSmall(nn.Module):
         """Give the network a new head for ``num_classes``; 0 leaves flattened features. There is no pooling."""
         if global_pool is not None:
             raise ValueError(f"global_pool is {global_pool!r}; it must be None, since the map is flattened")
-        like = self.layers.get_submodule("0.conv").weight
         self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Identity()
         if num_classes:
-            nn.init.normal_(self.head.weight, std=0.01)
-            nn.init.zeros_(self.head.bias)
-        self.head.to(device=like.device, dtype=like.dtype)
+            self.head = head = nn.Linear(self.num_features, num_classes)
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+            head.to(next(self.layers.parameters()))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (B, 512, 4, 4)."""

@@ -112,9 +112,10 @@ def _gradient(kind: type[Estimator], backend: str, x: Tensor, grad: Tensor, cons
         values, grads = x.to(wide), grad.to(wide)
         if not fused:
             return _product(kind, values, grads, *constants).to(x.dtype)
+        product = _fused(kind)  # type: ignore[arg-type]  # classes are hashable
         if values.is_contiguous() and grads.is_contiguous():  # one kernel for tensors of all shapes
-            return _fused(kind)(values.flatten(), grads.flatten(), *constants).view_as(x).to(x.dtype)
-        return _fused(kind)(values, grads, *constants).to(x.dtype)
+            return product(values.flatten(), grads.flatten(), *constants).view_as(x).to(x.dtype)
+        return product(values, grads, *constants).to(x.dtype)
 
 
 def _product(kind: type[Estimator], x: Tensor, grad: Tensor, *constants: Tensor) -> Tensor:

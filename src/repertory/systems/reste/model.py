@@ -168,7 +168,7 @@ class ReSTEResNet(PyramidBackbone):
                 channels = width
             stages.append(Stage(nn.Identity(), blocks))
         self.stages, self.norm = nn.Sequential(*stages), nn.Identity()
-        self.head_norm = nn.BatchNorm1d(widths[-1])
+        self.head_norm: nn.Module = nn.BatchNorm1d(widths[-1])
         self.finish(num_classes, widths, [(4 if large else 1) * 2**index for index in range(len(widths))])
 
     def enter(self, x: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class ReSTEResNet(PyramidBackbone):
         return wanted
 
 
-def draw_kaiming(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+def draw_kaiming(model: nn.Module, kinds: tuple[type[nn.Conv2d] | type[nn.Linear], ...]) -> None:
     """Kaiming normal weights (fan-in, ReLU) for all layers of ``kinds``."""
     for module in model.modules():
         if isinstance(module, kinds):
