@@ -69,7 +69,7 @@ def test_the_critic_is_judged_by_errors_that_came_after_its_word():
     assert critic_metrics([Sample(1, (0,), "k", "trained", 0.5)]) == {"spared": 0.0}
 
 
-@pytest.mark.parametrize("arm", ["random", "ppo_uac_aeb", "prior"])
+@pytest.mark.parametrize("arm", ["random", "ppo_uac_aeb", pytest.param("prior", marks=pytest.mark.slow)])
 def test_an_arm_of_the_probe_counts_its_evaluations(arm, tmp_path):
     result = run(PROBE, arm, tmp_path, trainings=40, iterations=3, prior=60)
     assert 0 < result.metrics["trainings_to_95"] <= 40
@@ -87,7 +87,7 @@ def test_arms_of_the_probe_differ_by_their_modules_alone():
     assert PROBE.scales["small"].seeds == 10
 
 
-@pytest.mark.parametrize("arm", ["pool", "supernet"])
+@pytest.mark.parametrize("arm", ["pool", pytest.param("supernet", marks=pytest.mark.slow)])
 def test_arms_of_the_experiment_spend_the_same_images(arm, tmp_path):
     scale = dataclasses.replace(EXPERIMENT.scales["smoke"], images=2 * 1_088)
     scale = dataclasses.replace(scale, settings={**scale.settings, "networks": 2, "full_epochs": 1})

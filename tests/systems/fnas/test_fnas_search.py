@@ -185,7 +185,9 @@ def test_the_same_seed_gives_the_same_search():
     assert told(first) != told(other)
 
 
-@pytest.mark.parametrize("until", [3, 13, 20])
+@pytest.mark.parametrize(
+    "until", [pytest.param(3, marks=pytest.mark.slow), 13, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_a_cut_search_resumes_as_if_it_had_not_been(tmp_path, until):
     settings = {"settings": SHORT}
     whole = search(SPACE, Weighted(), out=tmp_path / "whole", **settings, **modules(pool=KnowledgePool()))
@@ -254,6 +256,7 @@ def test_an_accuracy_that_is_none_is_refused(accuracy):
         search(SPACE, lambda trial: accuracy, settings=SHORT)
 
 
+@pytest.mark.slow
 def test_trials_in_parallel_processes_give_the_same_search(tmp_path):
     (tmp_path / "marks").mkdir()
     settings = SearchSettings(trainings=8, batch_size=4, seed=1)
