@@ -251,6 +251,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         scale=options.scale,
         seeds=options.seeds,
         data=_pairs(options.data, "--data"),
+        probe=options.probe,
         out=options.out,
     )
     return 3 if evidence.failed else 0
@@ -487,6 +488,7 @@ def _add_evidence(commands: Any) -> None:
     )
     sub.add_argument("--seeds", type=int, help="seeds an arm; the experiment's own number when absent")
     sub.add_argument("--data", action="append", default=[], metavar="NAME=ROOT", help="where a published data set lies")
+    sub.add_argument("--probe", action="store_true", help="the second comparison of each system, where it has one")
     sub.add_argument(
         "--out", type=Path, default=Path("reproduced"), help="folder for runs and report (default reproduced)"
     )

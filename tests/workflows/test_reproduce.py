@@ -1,5 +1,6 @@
 import json
 import sys
+from importlib import import_module
 
 import pytest
 from rich.console import Console
@@ -111,9 +112,38 @@ def test_a_system_without_an_experiment_is_named_with_those_that_have_one(monkey
         reproduce(["bake"])
 
 
-@pytest.mark.parametrize("slug", experiments())
-def test_what_a_system_declares_can_be_run_and_judged(slug):
-    declared = load_experiment(f"repertory.systems.{slug}.experiment:EXPERIMENT")
+def test_a_probe_is_run_in_place_of_the_experiment_and_kept_apart(monkeypatch, tmp_path):
+    from repertory.workflows import reproduce as module
+
+    asked = []
+    monkeypatch.setattr(module, "run_studies", lambda studies, **given: asked.append((studies, given)))
+    reproduce(["ccnet"], probe=True, out=tmp_path)
+    (((study,), given),) = asked
+    assert study.reference == "repertory.systems.ccnet.experiment:PROBE"
+    assert study.experiment.probe
+    assert given["out"] == tmp_path / "probes"
+
+
+def test_a_system_without_a_probe_is_passed_over_unless_it_is_named(monkeypatch, tmp_path):
+    from repertory.workflows import reproduce as module
+
+    asked = []
+    monkeypatch.setattr(module, "run_studies", lambda studies, **given: asked.extend(studies))
+    monkeypatch.setattr(module, "experiments", lambda: ["bake", "ccnet"])
+    reproduce(probe=True, out=tmp_path)
+    assert [study.experiment.system for study in asked] == ["ccnet"]
+    with pytest.raises(ValueError, match="system 'bake' declares an experiment but no probe"):
+        reproduce(["bake"], probe=True, out=tmp_path)
+
+
+def declared_by(slug):
+    module = import_module(f"repertory.systems.{slug}.experiment")
+    return [name for name in ("EXPERIMENT", "PROBE") if hasattr(module, name)]
+
+
+@pytest.mark.parametrize(("slug", "name"), [(slug, name) for slug in experiments() for name in declared_by(slug)])
+def test_what_a_system_declares_can_be_run_and_judged(slug, name):
+    declared = load_experiment(f"repertory.systems.{slug}.experiment:{name}")
     names = [arm.name for arm in declared.arms]
     assert declared.system == slug
     assert len(names) == len(set(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ def reproduce(
     scale: Literal["smoke", "small"] = "smoke",
     seeds: int | None = None,
     data: Mapping[str, str | Path] | None = None,
+    probe: bool = False,
     out: str | Path = "reproduced",
     progress: bool = True,
 ) -> Reproduction:
@@ -89,11 +91,13 @@ def reproduce(
         scale: ``smoke`` shows that all works and is never evidence; ``small`` is the declared budget.
         seeds: seeds an arm, from 0; None for the experiment's own number. Fewer than 5 are not evidence.
         data: folders of published data sets the user has, by name.
-        out: folder for the runs, ``results.json`` and ``report.html``.
+        probe: run each system's second comparison, ``PROBE``, in place of its experiment: on data drawn by the sheet's
+            recipe, where what is claimed shows alone, or on another task.
+        out: folder for the runs, ``results.json`` and ``report.html``; probes go to ``probes`` in it.
         progress: show progress, then the table.
 
     Raises:
-        ValueError: an unknown system, one without an experiment, an unknown scale, a bad number of seeds.
+        ValueError: an unknown system, one without an experiment or probe, an unknown scale, a bad number of seeds.
         FileNotFoundError: a folder in ``data`` that is not there.
     """
     roots = _roots(data or {})
@@ -102,8 +106,9 @@ def reproduce(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {str(out)!r} is a file; it must be a folder, or not exist yet")
-    studies = [_study(slug) for slug in _chosen(systems)]
-    return run_studies(studies, scale=scale, seeds=seeds, roots=roots, out=out, progress=progress)
+    studies = [study for slug in _chosen(systems) if (study := _study(slug, probe, systems is not None)) is not None]
+    place = out / "probes" if probe else out
+    return run_studies(studies, scale=scale, seeds=seeds, roots=roots, out=place, progress=progress)
 
 
 def run_studies(
@@ -157,10 +162,17 @@ def _chosen(systems: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(systems))
 
 
-def _study(slug: str) -> Study:
-    reference, own = f"repertory.systems.{slug}.experiment:EXPERIMENT", card(slug)
+def _study(slug: str, probe: bool, named: bool) -> Study | None:
+    """The study of a system; None where it has no probe, ValueError if it was ``named`` for one."""
+    module, name = f"repertory.systems.{slug}.experiment", "PROBE" if probe else "EXPERIMENT"
+    if not hasattr(import_module(module), name):
+        if named:
+            raise ValueError(f"system {slug!r} declares an experiment but no probe")
+        return None
+    own = card(slug)
     published = [asdict(figure) for figure in own.published]
     facts = {"title": own.title, "venue": own.venue, "year": own.year, "published": published}
+    reference = f"{module}:{name}"
     return Study(load_experiment(reference), reference, fingerprint(slug), facts)
 
 

@@ -13,6 +13,7 @@ from repertory.evidence import Arm, ArmResult, Context, Experiment, Scale
 from repertory.systems.scalable_transformers.crops import Crop
 from repertory.systems.scalable_transformers.method import ScalableTraining
 from repertory.systems.scalable_transformers.model import ScalableViT
+from repertory.systems.scalable_transformers.translation_experiment import TRANSLATION
 from repertory.training import FitResult, evaluate
 from repertory.training.arms import fit_arm
 
@@ -115,3 +116,5 @@ EXPERIMENT = Experiment(
     run=_run,
     data="MNIST-5k (real handwritten digits, 28 x 28); three sizes, their mean accuracy",
 )
+
+PROBE = TRANSLATION  # the other task of the paper
