@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from repertory.ops.backend import native
 from repertory.ops.binary_conv import _count, _group_size, _halves_added, binary_conv2d, pack_signs, unpack_signs
 
 # batch, in and out channels, sides, kernel, stride, padding, dilation, groups
@@ -38,20 +39,51 @@ def exactly_the_float_result(shape, backend, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "compiled", "auto"])
 def test_sums_are_those_of_the_float_convolution_of_signs(shape, backend):
     assert exactly_the_float_result(shape, backend)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_compiled_path_too(shape):
-    assert exactly_the_float_result(shape, "compiled")
-
-
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_result_has_the_dtype_of_the_input(dtype):
-    assert exactly_the_float_result(SHAPES[0], "eager", dtype)
+def test_the_result_has_the_dtype_of_the_input(dtype, backend):
+    assert exactly_the_float_result(SHAPES[0], backend, dtype)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_inputs_with_gaps_and_an_empty_batch(backend):
+    x, words = torch.randn(2, 5, 6, 40).permute(0, 3, 1, 2), pack_signs(torch.randn(8, 40, 3, 3))
+    assert torch.equal(*(binary_conv2d(x, words, (3, 3), backend=path) for path in (backend, "reference")))
+    assert binary_conv2d(x[:0], words, (3, 3), backend=backend).shape == (0, 8, 3, 4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_rows(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert exactly_the_float_result(SHAPES[1], "compiled")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_a_compiler_bits_are_counted_all_the_same(monkeypatch, caplog):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    native.cache_clear()
+    try:
+        assert native("binary_conv") is None
+        assert "no C compiler found: binary_conv runs uncompiled" in caplog.text
+        assert exactly_the_float_result(SHAPES[0], "compiled")
+        assert exactly_the_float_result(SHAPES[0], "auto")
+    finally:
+        native.cache_clear()
+
+
+def test_a_source_that_does_not_compile_is_said(monkeypatch, tmp_path, caplog):
+    (tmp_path / "broken.c").write_text("int f( {")
+    monkeypatch.setattr("repertory.ops.backend.__file__", str(tmp_path / "backend.py"))
+    assert native("broken") is None
+    assert "cannot compile broken" in caplog.text
 
 
 def test_an_input_of_zeros_and_its_padding_count_for_nothing():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +67,29 @@ def compiles(name: str, device_type: str) -> bool:
     if not possible:
         log.warning("no C++ compiler found: %s runs uncompiled, more slowly", name)
     return possible
+
+
+@functools.cache
+def native(name: str) -> ctypes.CDLL | None:
+    """``name``.c beside this module, compiled for this machine and loaded; None, and one log line, where it cannot be.
+
+    It is compiled anew, within a second, by every process that asks for it, into a folder that is removed at once: a
+    library made for the processor of one machine must not be found on another.
+    """
+    source = Path(__file__).with_name(f"{name}.c")
+    compiler = next((found for found in map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")) if found), None)
+    if compiler is None:
+        log.warning("no C compiler found: %s runs uncompiled, more slowly", name)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, f"{name}.so")
+        for flags in (["-march=native", "-fopenmp"], ["-march=native"], []):  # Apple's compiler has no OpenMP
+            command = [compiler, "-O3", *flags, "-shared", "-fPIC", "-o", str(made), str(source)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                return ctypes.CDLL(str(made))
+    log.warning("%s cannot compile %s, which runs uncompiled, more slowly: %s", compiler, name, result.stderr.strip())
+    return None
 
 
 def compiled(function: Function, dynamic: bool | None = None, options: dict[str, Any] | None = None) -> Function:

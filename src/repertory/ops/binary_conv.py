@@ -4,30 +4,27 @@ A weight is one bit, 1 for +1. An input is two: whether it is positive, and whet
 not, nor does padding, so the result is exactly that of the float convolution of the signs. Of n terms that count, d of
 which differ in sign from their weights, the sum is n - 2 d.
 
-PyTorch counts no bits, so they are added within words: in pairs, nibbles, octets and halves, several words sharing the
-wider fields. Compiled, all of that is one loop over vectors of pixels. (Adding words by full adders first would take a
-tenth fewer instructions, but inductor then inlines the same terms again and again, and compiles for minutes.)
+PyTorch counts no bits. Where a C compiler is found, ``binary_conv.c`` does (8 pixels at a time, nine words by full
+adders); the plain path adds bits within words, in pairs, nibbles, octets and halves, several words sharing the wider
+fields.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repertory.ops.backend import check, compiled
+from repertory.ops.backend import being_traced, check, native
 
 WORD = 32
 _MOST = 15  # words counted together; their octets hold at most 120
-_INLINE = {  # counts stay in registers, however many words they read; nothing between is written to memory
-    "realize_reads_threshold": 10_000,
-    "realize_opcount_threshold": 100_000,
-    "realize_acc_reads_threshold": 10_000,
-}
+_NINE = 9  # words that the compiled path counts together
 
 
 def pack_signs(weight: Tensor) -> Tensor:
@@ -71,7 +68,8 @@ def binary_conv2d(
         kernel_size, stride, padding, dilation: (vertical, horizontal); padding counts as 0.
         groups: as in ``F.conv2d``.
         backend: ``reference`` unpacks the weights for a float convolution; ``eager`` and ``compiled`` count bits;
-            ``auto`` is reference, since counting has not been measured to be the faster of the two.
+            ``auto`` is compiled on a CPU with a C compiler; reference elsewhere, where the caller traces, and
+            where a group has fewer than 4 channels.
 
     Returns:
         (B, O, H', W').
@@ -82,11 +80,15 @@ def binary_conv2d(
     """
     _check(x, words, kernel_size, groups, check(backend))
     sizes = kernel_size, stride, padding, dilation
-    if backend in ("auto", "reference"):
+    if backend == "auto":
+        backend = "compiled" if _worthwhile(x, groups) else "reference"
+    if backend == "reference" or not len(x):
         weight = unpack_signs(words, (len(words), x.shape[1] // groups, *kernel_size), x.dtype)
         return F.conv2d(x.sign(), weight, None, stride, padding, dilation, groups)
     with torch.no_grad():
-        return _counted(x, words, *sizes, groups, fused=backend != "eager")
+        if backend == "compiled" and x.device.type == "cpu" and native("binary_conv"):
+            return _compiled(x, words, *sizes, groups)
+        return _counted(x, words, *sizes, groups)
 
 
 def _check(x: Tensor, words: Tensor, kernel_size: tuple[int, int], groups: int, backend: str) -> None:
@@ -105,6 +107,55 @@ def _check(x: Tensor, words: Tensor, kernel_size: tuple[int, int], groups: int, 
         raise ValueError("backend is 'triton', for which there is no kernel; it must be another one")
 
 
+def _worthwhile(x: Tensor, groups: int) -> bool:
+    """Whether the compiled path can run, and words are not nearly empty, as those of depth-wise convolutions are."""
+    return (
+        x.shape[1] >= 4 * groups and x.device.type == "cpu" and not being_traced() and native("binary_conv") is not None
+    )
+
+
+def _compiled(
+    x: Tensor,
+    words: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """The convolution by ``binary_conv.c``."""
+    library = native("binary_conv")
+    assert library is not None
+    batch, channels, height, width = x.shape
+    rows, columns = _sides(x, kernel_size, stride, padding, dilation)
+    given = (x if x.dtype == torch.float32 else x.sign().float()).contiguous()
+    out = given.new_empty(batch, len(words), rows, columns)
+    nines = F.pad(words, (0, -words.shape[1] % _NINE)).contiguous()
+    sizes = batch * groups, groups, channels // groups, height, width, len(words) // groups, rows, columns
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (given, nines, out)]
+    pairs = [(ctypes.c_int64 * 2)(*pair) for pair in (kernel_size, stride, padding, dilation)]
+    if library.repertory_binary_conv(
+        *pointers, *map(ctypes.c_int64, sizes), *pairs, ctypes.c_int(torch.get_num_threads())
+    ):
+        raise MemoryError(f"no memory for the packed form of {tuple(x.shape)}")
+    return out.to(x.dtype)
+
+
+def _sides(
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    """Rows and columns of the output; ``ValueError`` where there are none."""
+    spans = [dilation[i] * (kernel_size[i] - 1) + 1 for i in range(2)]
+    rows, columns = ((x.shape[i - 2] + 2 * padding[i] - spans[i]) // stride[i] + 1 for i in range(2))
+    if min(rows, columns) < 1:
+        raise ValueError(f"x with its padding is smaller than the kernel, which spans {spans[0]} x {spans[1]}")
+    return rows, columns
+
+
 def _counted(
     x: Tensor,
     words: Tensor,
@@ -113,21 +164,18 @@ def _counted(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-    fused: bool,
 ) -> Tensor:
-    """The convolution by counting bits."""
+    """The convolution by counting bits within words."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch * groups, channels // groups, height, width)
-    columns = _columns(_bits(x, fused), kernel_size, stride, padding, dilation)
+    columns = _columns(_bits(x), kernel_size, stride, padding, dilation)
     sides = columns.shape[-2:]
     columns = columns.view(2, batch, groups, -1, sides.numel())
     words = words.view(groups, -1, words.shape[1])
     size = _group_size(words.shape[-1])
     if lacking := -words.shape[-1] % size:
         columns, words = F.pad(columns, (0, 0, 0, lacking)), F.pad(words, (0, lacking))
-    sums = (_fused_sums(size) if fused else functools.partial(_sums, size))(
-        columns.unflatten(3, (-1, size)), words.unflatten(2, (-1, size))
-    )
+    sums = _sums(size, columns.unflatten(3, (-1, size)), words.unflatten(2, (-1, size)))
     return sums.view(batch, -1, *sides).to(x.dtype)
 
 
@@ -142,12 +190,12 @@ def _shifts(words: Tensor) -> Tensor:
     return torch.arange(WORD, dtype=torch.int32, device=words.device).view(WORD, 1, 1)
 
 
-def _bits(x: Tensor, fused: bool = False) -> Tensor:
+def _bits(x: Tensor) -> Tensor:
     """Signs of ``x`` (N, C, H, W) and which of them count, one bit each: int32 (2, N, ceil(C / 32), H, W)."""
     if lacking := -x.shape[1] % WORD:
         x = F.pad(x, (0, 0, 0, 0, 0, lacking))
     words = x.reshape(len(x), -1, WORD, x.shape[2] * x.shape[3])
-    return (_fused_packed if fused else _packed)(words).unflatten(-1, x.shape[2:])
+    return _packed(words).unflatten(-1, x.shape[2:])
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -156,9 +204,6 @@ def _packed(x: Tensor) -> Tensor:
     positive = [(channel > 0).to(torch.int32) << bit for bit, channel in enumerate(channels)]
     counting = [(channel != 0).to(torch.int32) << bit for bit, channel in enumerate(channels)]
     return torch.stack([functools.reduce(torch.bitwise_or, bits) for bits in (positive, counting)])
-
-
-_fused_packed: Callable[[Tensor], Tensor] = compiled(_packed, dynamic=True, options=_INLINE)
 
 
 def _columns(
@@ -170,10 +215,7 @@ def _columns(
 ) -> Tensor:
     """``bits`` (2, N, W, H, W) under every tap of the kernel: (2, N, W, taps, rows, columns)."""
     bits = F.pad(bits, (padding[1], padding[1], padding[0], padding[0]))
-    spans = [dilation[i] * (kernel_size[i] - 1) + 1 for i in range(2)]
-    rows, columns = ((bits.shape[3 + i] - spans[i]) // stride[i] + 1 for i in range(2))
-    if min(rows, columns) < 1:
-        raise ValueError(f"x with its padding is smaller than the kernel, which spans {spans[0]} x {spans[1]}")
+    rows, columns = _sides(bits, kernel_size, stride, (0, 0), dilation)
     made = bits.new_empty(*bits.shape[:3], kernel_size[0] * kernel_size[1], rows, columns)
     for tap in range(made.shape[3]):
         down, across = (step * place for step, place in zip(dilation, divmod(tap, kernel_size[1]), strict=True))
@@ -191,16 +233,6 @@ def _sums(size: int, columns: Tensor, words: Tensor) -> Tensor:
     terms = _halves_added(_count([counting[:, :, :, i] for i in range(size)]).sum(2, dtype=torch.int32))
     differences = _halves_added(_count(differing).sum(3, dtype=torch.int32))
     return (terms[:, :, None] - 2 * differences).to(torch.float32)
-
-
-@functools.cache
-def _fused_sums(size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The sums, compiled for words taken ``size`` at a time and any shape."""
-
-    def sums(columns: Tensor, words: Tensor) -> Tensor:
-        return _sums(size, columns, words)
-
-    return compiled(sums, dynamic=True, options=_INLINE)
 
 
 def _count(words: Sequence[Tensor]) -> Tensor:
