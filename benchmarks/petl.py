@@ -27,7 +27,7 @@ from repertory.systems.petl_two_stage import (
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLASSES = 10
-VARIANTS = ("full fine-tuning", "stage one", "stage two", "scoring of channels")
+VARIANTS = ("full fine-tuning", "stage one", "stage two", "stage two, blocks recomputed", "scoring of channels")
 # Network, images of a batch for time, images of a batch for memory.
 NETWORKS = (
     ("vit_small_patch16_224", 8, 32),
@@ -42,9 +42,10 @@ def step_of(network: str, variant: str, images: int, steps: int = 1) -> Callable
     model = timm.create_model(network, num_classes=CLASSES).to(DEVICE).train()
     if variant == "stage one":
         tune_layer_norms(model)
-    elif variant == "stage two":
+    elif variant.startswith("stage two"):
         insert_adapters(model, select_channels(random_scores(model)))
         tune_channels(model)
+        model.set_grad_checkpointing(variant.endswith("recomputed"))
     batch = torch.randn(images, 3, 224, 224, device=DEVICE)
     labels = torch.arange(images, device=DEVICE) % CLASSES
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=1e-4), lr=1e-4)
@@ -72,7 +73,7 @@ def trained(network: str, variant: str) -> str:
         head = sum(p.numel() for p in model.get_classifier().parameters())
         if variant == "stage one":
             tune_layer_norms(model)
-        elif variant == "stage two":
+        elif variant.startswith("stage two"):
             insert_adapters(model, select_channels(random_scores(model)))
             tune_channels(model)
         elif variant == "scoring of channels":

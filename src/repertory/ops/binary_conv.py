@@ -65,7 +65,10 @@ def binary_conv2d(
     Args:
         x: (B, C, H, W), floating; its signs are taken here, that of 0 being 0.
         words: int32 (O, ceil(C / groups / 32) kH kW), made by :func:`pack_signs`.
-        kernel_size, stride, padding, dilation: (vertical, horizontal); padding counts as 0.
+        kernel_size: (vertical, horizontal), as all that follow.
+        stride: as in ``F.conv2d``.
+        padding: what it adds counts as 0.
+        dilation: as in ``F.conv2d``.
         groups: as in ``F.conv2d``.
         backend: ``reference`` unpacks the weights for a float convolution; ``eager`` and ``compiled`` count bits;
             ``auto`` is compiled on a CPU with a C compiler; reference elsewhere, where the caller traces, and

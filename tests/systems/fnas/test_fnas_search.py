@@ -31,7 +31,8 @@ SHORT = SearchSettings(trainings=24, batch_size=8, seed=1)
 
 
 def modules(**settings):
-    """Fresh modules: a search changes those that it is given."""
+    """Fresh modules, equal ones each time: a search changes those that it is given."""
+    torch.manual_seed(0)
     chosen = {
         "critic": UncertaintyAwareCritic(SPACE, hidden=16, steps=4),
         "replay": ExperienceBuffer(),
@@ -40,7 +41,6 @@ def modules(**settings):
         "threshold": UncertaintyThreshold(start=4, end=12, quantile=0.5),
         "optimisation": PPO(lr=5e-2),
     }
-    torch.manual_seed(0)
     return {**chosen, **settings}
 
 
@@ -202,6 +202,18 @@ def test_a_cut_search_resumes_as_if_it_had_not_been(tmp_path, until):
     assert (resumed.trainings, resumed.images, resumed.hit_ratio) == (24, 2400, whole.hit_ratio)
     assert len(cut.trials) + len(rest.trials) == 24  # what the cut run had trained is not trained again
     assert not list((tmp_path / "cut" / "trials").iterdir())
+
+
+def test_a_search_cut_in_its_first_iteration_goes_on_with_the_critic_it_began_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        search(SPACE, Weighted(until=3), out=tmp_path, settings=SHORT, **modules())
+    before = torch.load(tmp_path / "search.ckpt", weights_only=True)["critic"]["weights"]
+    torch.manual_seed(5)
+    other = modules() | {"critic": UncertaintyAwareCritic(SPACE, hidden=16, steps=4)}
+    whole = search(SPACE, Weighted(), settings=SHORT, **modules())
+    torch.manual_seed(6)
+    assert not torch.equal(other["critic"].error[0].weight, before["error.0.weight"])
+    assert told(search(SPACE, Weighted(), out=tmp_path, settings=SHORT, resume=True, **other)) == told(whole)
 
 
 def test_a_finished_search_may_go_on_for_longer(tmp_path):

@@ -290,6 +290,7 @@ class _Search:
                 critic.add(tokens, value)
             for part in range(10):  # ten times the steps of an iteration: there is all that is known so far to learn
                 critic.fit(generator("critic-knowledge", self.settings.seed, part))
+        self._save()  # a search that is cut in its first iteration goes on with the modules that it began with
 
     def iterate(self, workers: Workers, report: Report) -> None:
         """One iteration, written to disk at its end."""
