@@ -72,7 +72,7 @@ class TabularOracle:
         """Plain values by which a resumed search knows its oracle again."""
         return {"name": "TabularOracle", **self.settings}
 
-    def best_known(self, reward: WeighedReward, starts: int = 4) -> float:
+    def best_known(self, reward: WeighedReward, starts: int = 16) -> float:
         """The highest reward, without noise, that ascent token by token finds from ``starts`` random sequences."""
         draw = np.random.default_rng([self.seed, 3])
 
