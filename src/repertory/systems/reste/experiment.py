@@ -36,8 +36,8 @@ def _power(power: float, end: float | None) -> dict[str, Any]:
     return {"estimator": "reste", "settings": {"power": power, "end": end}}
 
 
-# The learning rate was chosen for the baseline. Its top-1 of seed 100 after 40,000 images: 76.6 at 0.03, 92.5 at 0.1, 94.6
-# at 0.3; at 1 the loss was not finite.
+# The learning rate was chosen for the baseline. Its top-1 of seed 100 after 40,000 images: 76.6 at 0.03, 92.5 at 0.1,
+# 94.6 at 0.3; at 1 the loss was not finite.
 _RECIPE: dict[str, Any] = {
     "side": 28,
     "width": 8,
