@@ -18,11 +18,14 @@ from training_cases import (
     plain_net,
     run_all,
     settings,
+    small_vit,
     weights,
 )
 
 from repertory.errors import NonFiniteError
 from repertory.systems.bake.method import Bake
+from repertory.systems.petl_two_stage.method import ChannelTuning
+from repertory.systems.scalable_transformers.method import ScalableTraining
 from repertory.training import Method, fit
 from repertory.training.checkpoint import load_checkpoint
 from repertory.training.engine import Job
@@ -37,6 +40,8 @@ CASES = {
     "plain": (plain_net, [MovingAverage()], {}),
     "synchronised": (normed_net, [], {"sync_batchnorm": True}),
     "bake": (plain_net, [Bake(omega=0.9, partners=1)], {}),
+    "scalable": (small_vit, [ScalableTraining(heads=(4, 2), depths=(2, 1), resolutions=(8, 6))], {"lr": 0.01}),
+    "channels": (small_vit, [ChannelTuning(channels=4)], {}),
     "apart": (normed_net, [], {}),
 }
 
@@ -65,7 +70,7 @@ def pairs(tmp_path_factory):
     return folder, one, two
 
 
-@pytest.mark.parametrize("name", ["plain", "synchronised", "bake"])
+@pytest.mark.parametrize("name", ["plain", "synchronised", "bake", "scalable", "channels"])
 def test_two_processes_equal_one_at_the_same_global_batch(pairs, name):
     folder, one, two = pairs[0], pairs[1][name], pairs[2][name]
     assert (one.steps, one.images) == (two.steps, two.images) == (STEPS, STEPS * 32)

@@ -9,8 +9,7 @@ import signal
 from itertools import combinations
 
 import pytest
-import torch
-from training_cases import assert_same, digits, settings, weights
+from training_cases import assert_same, digits, settings, small_vit, weights
 
 from repertory.catalog import cards, create_method, list_methods, method_class
 from repertory.training import check_claims, fit
@@ -25,16 +24,6 @@ SETTINGS = {
     "scalable_transformers": {"heads": (4, 2), "depths": (2, 1), "resolutions": (8,)},
 }
 METHODS = [name for card in cards().values() if card.task != "semantic segmentation" for name in card.methods]
-
-
-def network():
-    """A vision transformer, which every method can train: convolution, attention, layer norms, one linear head."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(0)
-    return VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2
-    )
 
 
 def method(name):
@@ -57,7 +46,7 @@ def run(pair, out, steps, resume=False, progress=False):
     methods = [method(name) for name in pair]
     images = steps * 32 * max(one.replicas for one in methods)
     chosen = settings(max_images=images, evaluate_every=0, log_steps=1, lr=0.01)
-    return fit(network(), digits(), methods, out=out, settings=chosen, resume=resume, progress=progress)
+    return fit(small_vit(), digits(), methods, out=out, settings=chosen, resume=resume, progress=progress)
 
 
 def test_no_method_is_left_out_but_those_that_train_segmentors():

@@ -57,6 +57,16 @@ def normed_net(seed=0, dropout=0.0):
     )
 
 
+def small_vit(seed=0):
+    """A vision transformer, which every method can train: convolution, attention, layer norms, one linear head."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(seed)
+    return VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2
+    )
+
+
 class MovingAverage(Method):
     """Keeps state from step to step: the mean of the weights so far is what is evaluated."""
 
