@@ -40,7 +40,7 @@ def packed(model):
         {"real_activations": True},
     ],
 )
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "compiled"])
 def test_a_packed_layer_equals_the_float_one(settings, backend):
     torch.manual_seed(0)
     layer = BinaryConv2d(6, 4, 3, **{"padding": 1, **settings})
@@ -61,6 +61,15 @@ def test_plain_blocks_have_their_inner_batch_norm_folded():
     assert any(
         torch.equal(layer.thresholds.direction.unique(), torch.tensor([-1.0, 1.0])) for layer in packed(network)[::2]
     )
+
+
+def test_a_packed_network_is_exported_for_other_batches():
+    model = lived_in(small_resnet(5, width=8, depth=1))
+    network, free = deploy(model), torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        program = torch.export.export(network, (torch.randn(2, 3, 16, 16),), dynamic_shapes=({0: free},))
+        images = torch.randn(5, 3, 16, 16)
+        torch.testing.assert_close(program.module()(images), model(images), atol=1e-4, rtol=1e-4)
 
 
 def test_bireal_blocks_need_every_batch_norm():

@@ -233,6 +233,14 @@ def test_crops_compile_without_a_graph_break():
         torch.testing.assert_close(compiled(images, crop), model(images, crop))
 
 
+def test_an_exported_program_takes_other_batches_and_sizes():
+    model, free = supernet(depth=2).eval(), torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, (torch.randn(2, 1, 40, 48),), dynamic_shapes=({0: free, 2: free, 3: free},))
+    images = torch.randn(3, 1, 48, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model(images), atol=1e-4, rtol=1e-4)
+
+
 def test_blocks_can_be_computed_again_in_the_backward_pass():
     model, images, crop = supernet().train(), torch.randn(2, 1, 32, 32), Crop(4, 2, 16)
     grads = []

@@ -214,7 +214,7 @@ class ScalableViT(nn.Module):
         # Resizing is linear, so that of the sum is the sum of what the authors resize apart.
         tokens = _resized(maps, target).flatten(2).transpose(1, 2)
         first = leading(self.cls_token, 1, 1, width) + positions[:, :1]
-        return self.pos_drop(torch.cat([first.expand(len(x), -1, -1), tokens], 1))
+        return self.pos_drop(torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], 1))  # len() is no free size
 
     def forward_features(self, x: Tensor, crop: Crop | None = None) -> Tensor:
         """Normalised tokens (B, 1 + N, C) of a sub-model, the class token first."""
