@@ -1,7 +1,8 @@
 """Pages that are made from the cards, the recorded status, the benchmark rows and the evidence: nothing is typed twice.
 
 A line ``[benchmark: NAME]`` in ``docs/notes/<slug>.md`` becomes the rows that ``python -m benchmarks.NAME`` wrote.
-Each ``docs/evidence*.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied without its curves.
+Each ``docs/evidence*.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied without its curves;
+those of probes come after the others by name.
 """
 
 from __future__ import annotations
@@ -137,13 +138,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _evidence(slug: str) -> str:
-    """What the recorded reproduction says of a system, in the words of its report."""
+    """What the recorded reproductions say of a system, those of probes last, in the words of the report."""
     jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("evidence*.json"))]
     found = [(job, entry) for job in jobs for entry in job["systems"] if entry["system"] == slug]
-    if not found:
-        return ""
-    results, system = found[0]
+    return "\n".join(_comparison(results, entry, second=bool(number)) for number, (results, entry) in enumerate(found))
+
+
+def _comparison(results: Mapping[str, Any], system: Mapping[str, Any], second: bool) -> str:
     better = "higher" if system["higher_is_better"] else "lower"
+    command = f"repertory reproduce {system['system']} --scale {results['scale']}{' --probe' if second else ''}"
     parts = [
         f"**{system['question']}** {'Synthetic probe: ' if system['probe'] else ''}{system['data']}.",
         _table(
@@ -151,8 +154,7 @@ def _evidence(slug: str) -> str:
             [_arm(arm, system) for arm in system["arms"]],
         ),
         _difference(system),
-        f"`repertory reproduce {slug} --scale {results['scale']}`, {results['made'][:10]}, "
-        f"torch {results['versions'].get('torch', 'unknown')}.",
+        f"`{command}`, {results['made'][:10]}, torch {results['versions'].get('torch', 'unknown')}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
