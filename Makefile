@@ -10,7 +10,7 @@ help:
 	@echo "make demo      set up, run the four systems at smoke scale on bundled real data, print where the report is"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the slow tests too, every check, Chromium required"
-	@echo "make bench     time the operators against their frozen baselines"
+	@echo "make bench     time operators and training steps against their frozen baselines"
 	@echo "make docs      build the site into site/"
 	@echo "make lint      ruff, mypy and the floors"
 
@@ -44,6 +44,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.elsa
 	$(BIN)/python -m benchmarks.criss_cross
 	$(BIN)/python -m benchmarks.frequency_filter
+	$(BIN)/python -m benchmarks.reste_estimator
+	$(BIN)/python -m benchmarks.binary_conv
+	$(BIN)/python -m benchmarks.supernet_step
+	$(BIN)/python -m benchmarks.petl
+	$(BIN)/python -m benchmarks.dap
+	$(BIN)/python -m benchmarks.fnas
 	$(BIN)/python -m benchmarks.method_step
 
 docs: $(VENV)/.docs
