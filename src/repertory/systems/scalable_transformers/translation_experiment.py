@@ -77,7 +77,7 @@ _RECIPE: dict[str, Any] = {
     "lr": 4e-3,
     "warmup": 40,
     "beam": 4,
-    "passes": 480,
+    "passes": 1_440,
 }
 
 TRANSLATION = Experiment(
