@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,7 +167,7 @@ def _arm(arm: Mapping[str, Any], system: Mapping[str, Any]) -> list[str]:
         return [arm["label"] + role, "no result", "0", "", ""]
     value = arm["metrics"][metric]
     figure = spread_text(value["mean"], value["spread"], system["unit"], arm_places(system, metric))
-    seconds = sum(run["wall_seconds"] for run in runs) / len(runs)
+    seconds = statistics.median(run["wall_seconds"] for run in runs)  # a run may have waited for others
     return [arm["label"] + role, figure, str(len(runs)), number(runs[0]["images"], 0), duration(seconds)]
 
 
