@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -36,16 +37,21 @@ NETWORKS = (
 )
 
 
-def step_of(network: str, variant: str, images: int, steps: int = 1) -> Callable[[], None]:
-    """The call to measure: ``steps`` training steps, or the scores of a batch."""
-    torch.manual_seed(0)
-    model = timm.create_model(network, num_classes=CLASSES).to(DEVICE).train()
+def prepare(model: Any, variant: str) -> None:
+    """Freeze what the variant does not train, and give stage two its adapters."""
     if variant == "stage one":
         tune_layer_norms(model)
     elif variant.startswith("stage two"):
         insert_adapters(model, select_channels(random_scores(model)))
         tune_channels(model)
         model.set_grad_checkpointing(variant.endswith("recomputed"))
+
+
+def step_of(network: str, variant: str, images: int, steps: int = 1) -> Callable[[], None]:
+    """The call to measure: ``steps`` training steps, or the scores of a batch."""
+    torch.manual_seed(0)
+    model = timm.create_model(network, num_classes=CLASSES).to(DEVICE).train()
+    prepare(model, variant)
     batch = torch.randn(images, 3, 224, 224, device=DEVICE)
     labels = torch.arange(images, device=DEVICE) % CLASSES
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=1e-4), lr=1e-4)
@@ -67,16 +73,12 @@ def step_of(network: str, variant: str, images: int, steps: int = 1) -> Callable
 
 
 def trained(network: str, variant: str) -> str:
-    """Parameters that the variant trains, the head's left out."""
+    """Parameters that the variant trains, the head's left out; nothing where it only scores."""
+    if variant == "scoring of channels":
+        return ""
     model = timm.create_model(network, num_classes=CLASSES)
     head = sum(p.numel() for p in model.get_classifier().parameters())
-    if variant == "stage one":
-        tune_layer_norms(model)
-    elif variant.startswith("stage two"):
-        insert_adapters(model, select_channels(random_scores(model)))
-        tune_channels(model)
-    elif variant == "scoring of channels":
-        return ""
+    prepare(model, variant)
     return f"{sum(p.numel() for p in model.parameters() if p.requires_grad) - head:,}"
 
 
