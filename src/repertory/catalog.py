@@ -477,18 +477,14 @@ _IMPORT = re.compile(
 )
 
 
+@cache
 def _module_file(name: str) -> Traversable | None:
     """The source file of the module ``repertory.…``, found without importing it."""
-    parts = name.split(".")[1:]
-    place = files("repertory")
-    for part in parts:
-        place = place / part
-    if place.is_dir():
-        return place / "__init__.py" if (place / "__init__.py").is_file() else None
-    parent = files("repertory")
-    for part in parts[:-1]:
-        parent = parent / part
-    source = parent / f"{parts[-1]}.py" if parts else parent / "__init__.py"
+    root, parts = files("repertory"), name.split(".")[1:]
+    if (place := root.joinpath(*parts)).is_dir():
+        source = place / "__init__.py"
+    else:
+        source = root.joinpath(*parts[:-1], f"{parts[-1]}.py")
     return source if source.is_file() else None
 
 

@@ -389,11 +389,12 @@ def _train(arguments: list[str]) -> int:
     from dataclasses import fields
 
     from repertory.training.settings import FitSettings, SegmentationSettings
-    from repertory.workflows import train
 
     task = _task(arguments)
     parser = _train_parser(task)
     given = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
+    from repertory.workflows import train  # what loads data and models is not waited for by --help or a wrong option
+
     kind = SegmentationSettings if task == "segmentation" else FitSettings
     settings = kind(**{field.name: given[field.name] for field in fields(kind)})
     run = train(

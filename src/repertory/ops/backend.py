@@ -29,10 +29,15 @@ def check(backend: str) -> str:
     return backend
 
 
+def _compiler(*names: str | None) -> str | None:
+    """Where the first of the compilers ``names`` is that can be found."""
+    return next((place for name in names if name and (place := shutil.which(name))), None)
+
+
 @functools.cache
 def compiler_found() -> bool:
     """Whether inductor finds a C++ compiler for its CPU kernels."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+    return _compiler(os.environ.get("CXX"), "g++", "clang++") is not None
 
 
 @functools.cache
@@ -77,7 +82,7 @@ def native(name: str) -> ctypes.CDLL | None:
     library made for the processor of one machine must not be found on another.
     """
     source = Path(__file__).with_name(f"{name}.c")
-    compiler = next((found for found in map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")) if found), None)
+    compiler = _compiler(os.environ.get("CC", "cc"), "gcc", "clang")
     if compiler is None:
         log.warning("no C compiler found: %s runs uncompiled, more slowly", name)
         return None

@@ -15,6 +15,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,15 @@ from repertory.ops.backend import being_traced, check, native
 WORD = 32
 _MOST = 15  # words counted together; their octets hold at most 120
 _NINE = 9  # words that the compiled path counts together
+
+
+class _Window(NamedTuple):
+    """What a convolution looks through, all (vertical, horizontal)."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
 
 
 def pack_signs(weight: Tensor) -> Tensor:
@@ -82,16 +92,16 @@ def binary_conv2d(
         ValueError: shapes that do not fit each other, or an unknown backend.
     """
     _check(x, words, kernel_size, groups, check(backend))
-    sizes = kernel_size, stride, padding, dilation
+    window = _Window(kernel_size, stride, padding, dilation)
     if backend == "auto":
         backend = "compiled" if _worthwhile(x, groups) else "reference"
     if backend == "reference" or not len(x):
         weight = unpack_signs(words, (len(words), x.shape[1] // groups, *kernel_size), x.dtype)
         return F.conv2d(x.sign(), weight, None, stride, padding, dilation, groups)
     with torch.no_grad():
-        if backend == "compiled" and x.device.type == "cpu" and native("binary_conv"):
-            return _compiled(x, words, *sizes, groups)
-        return _counted(x, words, *sizes, groups)
+        if backend == "compiled" and x.device.type == "cpu" and (library := native("binary_conv")):
+            return _compiled(library, x, words, window, groups)
+        return _counted(x, words, window, groups)
 
 
 def _check(x: Tensor, words: Tensor, kernel_size: tuple[int, int], groups: int, backend: str) -> None:
@@ -117,26 +127,16 @@ def _worthwhile(x: Tensor, groups: int) -> bool:
     )
 
 
-def _compiled(
-    x: Tensor,
-    words: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Tensor:
+def _compiled(library: ctypes.CDLL, x: Tensor, words: Tensor, window: _Window, groups: int) -> Tensor:
     """The convolution by ``binary_conv.c``."""
-    library = native("binary_conv")
-    assert library is not None
     batch, channels, height, width = x.shape
-    rows, columns = _sides(x, kernel_size, stride, padding, dilation)
+    rows, columns = _sides(x, window)
     given = (x if x.dtype == torch.float32 else x.sign().float()).contiguous()
     out = given.new_empty(batch, len(words), rows, columns)
     nines = F.pad(words, (0, -words.shape[1] % _NINE)).contiguous()
     sizes = batch * groups, groups, channels // groups, height, width, len(words) // groups, rows, columns
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (given, nines, out)]
-    pairs = [(ctypes.c_int64 * 2)(*pair) for pair in (kernel_size, stride, padding, dilation)]
+    pairs = [(ctypes.c_int64 * 2)(*pair) for pair in window]
     if library.repertory_binary_conv(
         *pointers, *map(ctypes.c_int64, sizes), *pairs, ctypes.c_int(torch.get_num_threads())
     ):
@@ -144,14 +144,9 @@ def _compiled(
     return out.to(x.dtype)
 
 
-def _sides(
-    x: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
+def _sides(x: Tensor, window: _Window) -> tuple[int, int]:
     """Rows and columns of the output; ``ValueError`` where there are none."""
+    kernel_size, stride, padding, dilation = window
     spans = [dilation[i] * (kernel_size[i] - 1) + 1 for i in range(2)]
     rows, columns = ((x.shape[i - 2] + 2 * padding[i] - spans[i]) // stride[i] + 1 for i in range(2))
     if min(rows, columns) < 1:
@@ -159,19 +154,11 @@ def _sides(
     return rows, columns
 
 
-def _counted(
-    x: Tensor,
-    words: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Tensor:
+def _counted(x: Tensor, words: Tensor, window: _Window, groups: int) -> Tensor:
     """The convolution by counting bits within words."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch * groups, channels // groups, height, width)
-    columns = _columns(_bits(x), kernel_size, stride, padding, dilation)
+    columns = _columns(_bits(x), window)
     sides = columns.shape[-2:]
     columns = columns.view(2, batch, groups, -1, sides.numel())
     words = words.view(groups, -1, words.shape[1])
@@ -209,16 +196,11 @@ def _packed(x: Tensor) -> Tensor:
     return torch.stack([functools.reduce(torch.bitwise_or, bits) for bits in (positive, counting)])
 
 
-def _columns(
-    bits: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
+def _columns(bits: Tensor, window: _Window) -> Tensor:
     """``bits`` (2, N, W, H, W) under every tap of the kernel: (2, N, W, taps, rows, columns)."""
+    rows, columns = _sides(bits, window)
+    kernel_size, stride, padding, dilation = window
     bits = F.pad(bits, (padding[1], padding[1], padding[0], padding[0]))
-    rows, columns = _sides(bits, kernel_size, stride, (0, 0), dilation)
     made = bits.new_empty(*bits.shape[:3], kernel_size[0] * kernel_size[1], rows, columns)
     for tap in range(made.shape[3]):
         down, across = (step * place for step, place in zip(dilation, divmod(tap, kernel_size[1]), strict=True))

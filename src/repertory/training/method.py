@@ -64,6 +64,11 @@ class Method:
     claims: ClassVar[frozenset[str]] = frozenset()
     replicas: int = 1
 
+    @classmethod
+    def changes_networks(cls) -> bool:
+        """Whether the method may change a network before it is trained, so that loading one has to ask for it."""
+        return cls.prepare_model is not Method.prepare_model
+
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Return the model to train: ``model`` itself, changed, or another."""
         return model

@@ -22,7 +22,6 @@ from repertory.data.preprocessing import Preprocessing
 from repertory.data.reading import read_image
 from repertory.data.segmentation import SegmentationData, SegmentationSet
 from repertory.files import Replacement
-from repertory.training.method import Method
 
 if TYPE_CHECKING:
     from repertory.training.inference import Inference
@@ -331,7 +330,7 @@ def _with_methods(weights: Weights, config: Mapping[str, Any]) -> Weights:
     prepared = [
         {"name": name, "settings": dict(config.get(name, {}))}
         for name in config.get("method", ())
-        if name in catalog.list_methods() and catalog.method_class(name).prepare_model is not Method.prepare_model
+        if name in catalog.list_methods() and catalog.method_class(name).changes_networks()
     ]
     return replace(weights, description={**weights.description, "prepared": prepared})
 

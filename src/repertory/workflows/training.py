@@ -333,7 +333,7 @@ def _try_out(model: nn.Module, name: str, data: Data) -> None:
 
 def _changing(given: MethodLike, label: str, settings: Mapping[str, Any], method: Method) -> list[dict[str, Any]]:
     """How to name ``method`` to whoever loads the weights, if it changes networks; an object's settings are unknown."""
-    if type(method).prepare_model is Method.prepare_model:
+    if not method.changes_networks():
         return []
     return [{"name": label, "settings": None if isinstance(given, Method) else dict(settings)}]
 

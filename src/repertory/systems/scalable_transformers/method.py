@@ -7,14 +7,25 @@ with the task's own loss, one sub-model drawn at random and the smallest one, wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from repertory.systems.scalable_transformers.crops import Crop, CropSpace
 from repertory.systems.scalable_transformers.losses import SUPERVISIONS, sub_model_losses
-from repertory.systems.scalable_transformers.model import ScalableViT
 from repertory.training.method import Batch, Method, Outputs, Progress
+
+
+class Supernet(Protocol):
+    """What the method asks of a network: :class:`ScalableViT`, whose timm is not loaded before a network is there."""
+
+    def crop_space(
+        self,
+        heads: tuple[int, ...] | None = None,
+        depths: tuple[int, ...] | None = None,
+        resolutions: tuple[int, ...] | None = None,
+    ) -> CropSpace:
+        """The sub-models to train: those named, and else shares of its own sizes."""
 
 
 class ScalableTraining(Method):
@@ -68,15 +79,17 @@ class ScalableTraining(Method):
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """``model`` itself if it is a supernet, else the supernet of a plain vision transformer of timm."""
+        from repertory.systems.scalable_transformers.model import ScalableViT
+
         supernet = model if isinstance(model, ScalableViT) else ScalableViT.from_timm(model, self.qkv_crop)
         self.space(supernet)
         return supernet
 
-    def space(self, model: ScalableViT) -> CropSpace:
+    def space(self, model: Supernet) -> CropSpace:
         """The sub-models of ``model`` that are drawn."""
         return model.crop_space(self.heads, self.depths, self.resolutions)
 
-    def draw(self, model: ScalableViT, step: int) -> dict[str, Crop]:
+    def draw(self, model: Supernet, step: int) -> dict[str, Crop]:
         """The sub-models of a step by name, the same on every process; override it for another law."""
         space = self.space(model)
         return {"random": space.sample(self.seed, step), "smallest": space.smallest}
