@@ -2,7 +2,8 @@
 
 The authors move heads, tokens and images about between the three parts. Every fast path here keeps channels last from
 end to end; the backward pass is written out, computes again what is cheap, and keeps nothing of the map's size but the
-input.
+input. On a CPU the high-pass and the low-pass part are C where a compiler is found: as operations of torch they are
+dozens of short calls, and its depth-wise convolutions slower than their arithmetic.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from repertory.ops import frequency_filter_native
 from repertory.ops.backend import being_traced, check, compiled, needs_triton
 
 Settings = tuple[int, tuple[int, ...]]  # number of heads, and bins of the low-pass part
 Levels = list[tuple[Tensor, Tensor]]  # of the low-pass part: (pooling (b b, N), resampling (N, b b))
 
-_TOGETHER = 2**19  # numbers of a map, over the images that the eager path takes at a time
+_TOGETHER = 2**19  # numbers of a map, over the images that are taken at a time
+_LARGE = 2**17  # numbers of queries, keys and values for which C is worth the second that it takes to compile
 
 
 def frequency_filter(
@@ -51,8 +54,9 @@ def frequency_filter(
         num_heads: must divide C.
         bins: pooled to b x b cells, then resampled bilinearly (corners not aligned): one b for each of as many equal
             contiguous groups of channels. The groups of ``weights`` and of ``bins`` need not coincide.
-        backend: ``reference`` (the definition written down), ``eager``, ``compiled`` by inductor, ``triton`` on CUDA,
-            ``auto`` the best for these arguments. Half precision is computed in float32 inside, autocast or not.
+        backend: ``reference`` (the definition written down), ``eager``, ``compiled`` (in float32 on a CPU from C, for
+            windows of up to 7, and else by inductor), ``triton`` on CUDA, ``auto`` the best for these arguments. Half
+            precision is computed in float32 inside, autocast or not.
 
     Returns:
         (B, C, H, W), of the type of ``qkv``; differentiable once, or as often as wanted by ``reference``.
@@ -77,10 +81,12 @@ def frequency_filter(
             out = _reference(maps, filters, settings)
         elif being_traced():
             out = _filter(maps, filters, settings, _levels(qkv.shape[2], qkv.shape[3], settings[1], maps))
-        elif backend == "compiled":
-            out = _compiled(settings)(maps, filters, _kept_levels(maps, settings))
         else:
-            out = _Filter.apply("eager", settings, maps, *filters)[0]
+            path = _path(backend, maps, filters)
+            if path == "inductor":
+                out = _compiled(settings)(maps, filters, _kept_levels(maps, settings))
+            else:
+                out = _Filter.apply(path, settings, maps, *filters)[0]
         return out.to(qkv.dtype)
 
 
@@ -106,6 +112,14 @@ def _check(qkv: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], set
     if [tuple(bias.shape) for bias in biases] != [(width,) for width in widths]:
         shapes = ", ".join(str(tuple(bias.shape)) for bias in biases)
         raise ValueError(f"biases are {shapes}; they must be one (C_i) for each kernel, C_i being {widths}")
+
+
+def _path(backend: str, maps: Tensor, filters: Sequence[Tensor]) -> str:
+    """``native``, ``inductor`` or ``eager``: what ``backend`` means here."""
+    wanted = backend == "compiled" or (backend == "auto" and maps.numel() >= _LARGE)
+    if wanted and frequency_filter_native.possible(maps, filters):
+        return "native"
+    return "inductor" if backend == "compiled" else "eager"
 
 
 def _full_precision(device_type: str) -> Any:
@@ -173,9 +187,28 @@ def _levels_of(height: int, width: int, bins: tuple[int, ...], dtype: torch.dtyp
         return _levels(height, width, bins, torch.empty((), dtype=dtype, device=device))
 
 
+@functools.lru_cache(maxsize=16)
+def _lines_of(height: int, width: int, bins: tuple[int, ...]) -> frequency_filter_native.Lines:
+    with torch.inference_mode(False), torch.no_grad():
+        return [
+            (
+                _pooling(height, cells, torch.empty(())).T.contiguous(),
+                _pooling(width, cells, torch.empty(())).T.contiguous(),
+                _resampling(height, cells, torch.empty(())),
+                _resampling(width, cells, torch.empty(())),
+            )
+            for cells in bins
+        ]
+
+
 def _kept_levels(maps: Tensor, settings: Settings) -> Levels:
     """The matrices for maps of this size, made once."""
     return _levels_of(maps.shape[2], maps.shape[3], settings[1], maps.dtype, maps.device)
+
+
+def _kept_lines(maps: Tensor, settings: Settings) -> frequency_filter_native.Lines:
+    """Those of rows and of columns, made once."""
+    return _lines_of(maps.shape[2], maps.shape[3], settings[1])
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -191,6 +224,11 @@ def _image(tokens: Tensor, size: Sequence[int]) -> Tensor:
 def _tokens(image: Tensor) -> Tensor:
     """(B, C, H, W) as (B, N, C): a view where channels come last."""
     return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _side_by_side(tokens: Tensor) -> Tensor:
+    """``tokens`` (B, N, C) whose channels lie next to each other: a copy where they do not."""
+    return tokens if tokens.stride(2) == 1 else tokens.contiguous()
 
 
 def _filter(qkv: Tensor, filters: list[Tensor], settings: Settings, levels: Levels) -> Tensor:
@@ -244,99 +282,162 @@ def _between(left: Tensor, right: Tensor, num_heads: int) -> Tensor:
     return torch.stack([torch.bmm(_heads(x, num_heads).transpose(1, 2), _heads(y, num_heads)) for x, y in pairs])
 
 
-def _eager(qkv: Tensor, filters: Sequence[Tensor], settings: Settings, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (B, C, H, W), and what the backward pass needs beside the input, none of it of the map's size.
-
-    These are the kernels (B, heads, c, c) and the pooled values (B, cells of all levels, C / levels).
-    """
-    num_heads, tokens = settings[0], _tokens(qkv)
-    out = qkv.new_empty(*tokens.shape[:2], tokens.shape[2] // 3)
-    chunks = _chunks(qkv)
-    kept = [_eager_chunk(tokens[part], out[part], qkv.shape[2:], filters, num_heads, levels) for part in chunks]
-    kernels, pooled = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    return _image(out, qkv.shape[2:]), kernels, pooled
+def _attend(out: Tensor, query: Tensor, share: Tensor, value: Tensor, num_heads: int, size: Sequence[int]) -> Tensor:
+    """Write the attention into ``out``, ``share`` being the key's softmax; return the kernels (B, heads, c, c)."""
+    kernels = _between(share, value, num_heads)
+    _by_head(query, kernels * kernels.shape[-1] ** -0.5, num_heads, out)
+    return kernels
 
 
-def _eager_chunk(
-    tokens: Tensor, out: Tensor, size: Sequence[int], filters: Sequence[Tensor], num_heads: int, levels: Levels
-) -> tuple[Tensor, Tensor]:
-    """Write the output of some images into ``out`` (B, N, C); return what is kept of them."""
-    q, k, v = tokens.chunk(3, 2)
-    share = k.softmax(1)
-    kernels = _between(share, v, num_heads)
-    _by_head(q, kernels * kernels.shape[-1] ** -0.5, num_heads, out)
-    parts = zip(v.chunk(len(levels), 2), levels, strict=True)
+def _attend_gradients(
+    to_query: Tensor,
+    to_key: Tensor,
+    to_value: Tensor,
+    grad: Tensor,
+    query: Tensor,
+    share: Tensor,
+    value: Tensor,
+    kernels: Tensor,
+    size: Sequence[int],
+) -> None:
+    """Write the gradients of the attention; all (B, N, C), but ``kernels``."""
+    num_heads, scale = kernels.shape[1], kernels.shape[-1] ** -0.5
+    to_kernels = _between(query, grad, num_heads) * scale
+    _by_head(grad, kernels.transpose(2, 3) * scale, num_heads, to_query)
+    _by_head(value, to_kernels.transpose(2, 3), num_heads, to_key)
+    # what the softmax takes off, the sum of share * to_share over the map, is known from the two c x c matrices
+    to_key.sub_((kernels * to_kernels).sum(3).flatten(1)[:, None]).mul_(share)
+    _by_head(share, to_kernels, num_heads, to_value)
+
+
+def _add_low(out: Tensor, value: Tensor, size: Sequence[int], levels: Levels) -> Tensor:
+    """Add the low-pass part to ``out`` (B, N, C); return its cells, (B, those of all levels, C / levels)."""
+    parts = zip(value.chunk(len(levels), 2), levels, strict=True)
     pooled = torch.cat([pooling @ part for part, (pooling, _) in parts], 1)
-    out += _low(share, pooled, levels).relu_()
-    for group, weight, bias in _windows(filters):
-        high = _convolve(_image(v[..., group], size), weight, bias)
-        out[..., group].addcmul_(q[..., group], _tokens(high))
-    return kernels, pooled
+    out += _low(pooled, levels).relu_()
+    return pooled
 
 
-def _low(out: Tensor, pooled: Tensor, levels: Levels) -> Tensor:
-    """Write the low-pass part, before its ReLU, into ``out`` (B, N, C)."""
+def _low(pooled: Tensor, levels: Levels) -> Tensor:
+    """The low-pass part before its ReLU, (B, N, C)."""
     cells = pooled.split([len(pooling) for pooling, _ in levels], 1)
+    out = pooled.new_empty(len(pooled), len(levels[0][1]), len(levels) * pooled.shape[2])
     for part, values, (_, resampling) in zip(out.chunk(len(levels), 2), cells, levels, strict=True):
         torch.bmm(resampling.expand(len(out), -1, -1), values, out=part)
     return out
 
 
-def _eager_gradients(
+def _add_low_gradients(to_value: Tensor, grad: Tensor, pooled: Tensor, size: Sequence[int], levels: Levels) -> None:
+    """Add to the gradient of the value what ``grad`` (B, N, C) means for the low-pass part."""
+    cut = torch.ops.aten.threshold_backward(grad, _low(pooled, levels), 0).chunk(len(levels), 2)
+    for x, to_part, (pooling, resampling) in zip(cut, to_value.chunk(len(levels), 2), levels, strict=True):
+        to_part += pooling.T @ (resampling.T @ x)
+
+
+def _add_high(out: Tensor, query: Tensor, value: Tensor, size: Sequence[int], filters: Sequence[Tensor]) -> None:
+    """Add the high-pass part to ``out``; all (B, N, C)."""
+    for group, weight, bias in _windows(filters):
+        high = _convolve(_image(value[..., group], size), weight, bias)
+        out[..., group].addcmul_(query[..., group], _tokens(high))
+
+
+def _add_high_gradients(
+    to_query: Tensor,
+    to_value: Tensor,
+    to_filters: Sequence[Tensor],
+    grad: Tensor,
+    query: Tensor,
+    value: Tensor,
+    size: Sequence[int],
+    filters: Sequence[Tensor],
+) -> None:
+    """Add to the gradients what ``grad`` (B, N, C) means for the high-pass part."""
+    for index, (group, weight, bias) in enumerate(_windows(filters)):
+        to_high = torch.mul(grad[..., group], query[..., group])
+        values = value[..., group].contiguous()
+        to_filters[index + len(filters) // 2] += to_high.sum((0, 1))
+        to_high, values = _image(to_high, size), _image(values, size)
+        to_query[..., group].addcmul_(grad[..., group], _tokens(_convolve(values, weight, bias)))
+        to_value[..., group] += _tokens(_backward_convolution(to_high, values, weight, (True, False))[0])
+        to_filters[index] += _weight_gradient(to_high, values, weight)
+
+
+class _Parts(NamedTuple):
+    """The matrices that the low-pass part needs; the three parts, the first of which writes, and their gradients."""
+
+    levels: Callable[[Tensor, Settings], Any]
+    attend: Callable[..., Tensor]
+    attend_gradients: Callable[..., None]
+    add_low: Callable[..., Tensor]
+    add_low_gradients: Callable[..., None]
+    add_high: Callable[..., None]
+    add_high_gradients: Callable[..., None]
+
+
+_PARTS = {
+    "eager": _Parts(
+        _kept_levels,
+        _attend,
+        _attend_gradients,
+        _add_low,
+        _add_low_gradients,
+        _add_high,
+        _add_high_gradients,
+    ),
+    "native": _Parts(
+        _kept_lines,
+        frequency_filter_native.attend,
+        frequency_filter_native.attend_gradients,
+        frequency_filter_native.add_low,
+        frequency_filter_native.add_low_gradients,
+        frequency_filter_native.add_high,
+        frequency_filter_native.add_high_gradients,
+    ),
+}
+
+
+def _filtered(path: str, qkv: Tensor, filters: Sequence[Tensor], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, C, H, W), and what the backward pass needs beside the input, none of it of the map's size.
+
+    These are the kernels (B, heads, c, c) and the pooled values (B, cells of all levels, C / levels).
+    """
+    tokens, size, parts = _side_by_side(_tokens(qkv)), qkv.shape[2:], _PARTS[path]
+    levels = parts.levels(qkv, settings)
+    out = qkv.new_empty(*tokens.shape[:2], tokens.shape[2] // 3)
+    kernels, pooled = [], []
+    for images in _chunks(qkv):
+        (q, k, v), to = tokens[images].chunk(3, 2), out[images]
+        kernels.append(parts.attend(to, q, k.softmax(1), v, settings[0], size))
+        pooled.append(parts.add_low(to, v, size, levels))
+        parts.add_high(to, q, v, size, filters)
+    return _image(out, size), torch.cat(kernels), torch.cat(pooled)
+
+
+def _gradients(
+    path: str,
     grad: Tensor,
     qkv: Tensor,
     filters: Sequence[Tensor],
     kernels: Tensor,
     pooled: Tensor,
     settings: Settings,
-    levels: Levels,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``qkv`` (B, 3 C, H, W), channels last, and of every kernel and bias."""
-    tokens, grads = _tokens(qkv), _tokens(grad)
+    tokens, grads = (_side_by_side(_tokens(x)) for x in (qkv, grad))
+    size, parts = qkv.shape[2:], _PARTS[path]
+    levels = parts.levels(qkv, settings)
     found = tokens.new_empty(tokens.shape)
-    to_filters = [torch.zeros_like(x) for x in filters]
-    for part in _chunks(qkv):
-        kept = (kernels[part], pooled[part])
-        _gradients_of_chunk(
-            grads[part], tokens[part], found[part], to_filters, qkv.shape[2:], filters, kept, settings[0], levels
+    to_filters = [x.new_zeros(x.shape) for x in filters]
+    for images in _chunks(qkv):
+        (q, k, v), g, (to_query, to_key, to_value) = (
+            tokens[images].chunk(3, 2),
+            grads[images],
+            found[images].chunk(3, 2),
         )
-    return _image(found, qkv.shape[2:]), *to_filters
-
-
-def _gradients_of_chunk(
-    g: Tensor,
-    tokens: Tensor,
-    found: Tensor,
-    to_filters: list[Tensor],
-    size: Sequence[int],
-    filters: Sequence[Tensor],
-    kept: tuple[Tensor, Tensor],
-    num_heads: int,
-    levels: Levels,
-) -> None:
-    """Write the gradients of some images into ``found`` (B, N, 3 C); add theirs to ``to_filters``."""
-    (q, k, v), (to_query, to_key, to_value), (kernels, pooled) = tokens.chunk(3, 2), found.chunk(3, 2), kept
-    scale = kernels.shape[-1] ** -0.5
-    to_kernels = _between(q, g, num_heads) * scale
-    share = k.softmax(1)
-    _by_head(g, kernels.transpose(2, 3) * scale, num_heads, to_query)
-    _by_head(v, to_kernels.transpose(2, 3), num_heads, to_key)
-    # what the softmax takes off, the sum of share * to_share over the map, is known from the two c x c matrices
-    to_key.sub_((kernels * to_kernels).sum(3).flatten(1)[:, None]).mul_(share)
-    _by_head(share, to_kernels, num_heads, to_value)
-
-    cut = torch.ops.aten.threshold_backward(g, _low(share, pooled, levels), 0).chunk(len(levels), 2)
-    for x, to_part, (pooling, resampling) in zip(cut, to_value.chunk(len(levels), 2), levels, strict=True):
-        to_part += pooling.T @ (resampling.T @ x)
-
-    for index, (group, weight, bias) in enumerate(_windows(filters)):
-        to_high = torch.mul(g[..., group], q[..., group])
-        values = v[..., group].contiguous()
-        to_filters[index + len(filters) // 2] += to_high.sum((0, 1))
-        to_high, values = _image(to_high, size), _image(values, size)
-        to_query[..., group].addcmul_(g[..., group], _tokens(_convolve(values, weight, bias)))
-        to_value[..., group] += _tokens(_backward_convolution(to_high, values, weight, (True, False))[0])
-        to_filters[index] += _weight_gradient(to_high, values, weight)
+        parts.attend_gradients(to_query, to_key, to_value, g, q, k.softmax(1), v, kernels[images], size)
+        parts.add_low_gradients(to_value, g, pooled[images], size, levels)
+        parts.add_high_gradients(to_query, to_value, to_filters, g, q, v, size, filters)
+    return _image(found, size), *to_filters
 
 
 def _backward_convolution(
@@ -376,7 +477,7 @@ class _Filter(torch.autograd.Function):
             from repertory.ops.frequency_filter_triton import filtered
 
             return filtered(qkv, filters, settings)
-        return _eager(qkv, filters, settings, _kept_levels(qkv, settings))
+        return _filtered(path, qkv, filters, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -394,4 +495,4 @@ class _Filter(torch.autograd.Function):
                 from repertory.ops.frequency_filter_triton import gradients
 
                 return None, None, *gradients(*arguments)
-            return None, None, *_eager_gradients(*arguments, _kept_levels(qkv, ctx.settings))
+            return None, None, *_gradients(ctx.path, *arguments)
