@@ -28,7 +28,14 @@ from repertory.systems.petl_two_stage import (
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLASSES = 10
-VARIANTS = ("full fine-tuning", "stage one", "stage two", "stage two, blocks recomputed", "scoring of channels")
+VARIANTS = (
+    "full fine-tuning",
+    "stage one",
+    "stage two",
+    "stage two, nothing recomputed",
+    "stage two, blocks recomputed",
+    "scoring of channels",
+)
 # Network, images of a batch for time, images of a batch for memory.
 NETWORKS = (
     ("vit_small_patch16_224", 8, 32),
@@ -43,8 +50,8 @@ def prepare(model: Any, variant: str) -> None:
         tune_layer_norms(model)
     elif variant.startswith("stage two"):
         insert_adapters(model, select_channels(random_scores(model)))
-        tune_channels(model)
-        model.set_grad_checkpointing(variant.endswith("recomputed"))
+        tune_channels(model, recompute=variant == "stage two")
+        model.set_grad_checkpointing(variant.endswith("blocks recomputed"))
 
 
 def step_of(network: str, variant: str, images: int, steps: int = 1) -> Callable[[], None]:

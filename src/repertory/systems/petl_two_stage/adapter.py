@@ -12,12 +12,14 @@ It stays at inference: it acts on the residual stream, which no single linear la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repertory.nn.recompute import recompute as run_again
 from repertory.systems.petl_two_stage.layer_norm import heads, layer_norms, train_only
 
 Place = Literal["attention", "mlp"]
@@ -162,7 +164,7 @@ def insert_adapters(
     return made
 
 
-def tune_channels(model: nn.Module, norms: bool = False) -> list[nn.Parameter]:
+def tune_channels(model: nn.Module, norms: bool = False, recompute: bool = True) -> list[nn.Parameter]:
     """Freeze all of ``model`` but its channel adapters and the head; return these, the adapters' first.
 
     Autograd then keeps no activation for the weights of frozen layers, and none at all before the first adapter.
@@ -170,6 +172,8 @@ def tune_channels(model: nn.Module, norms: bool = False) -> list[nn.Parameter]:
     Args:
         model: with adapters, see :func:`insert_adapters`.
         norms: let the LayerNorms train on as in stage one (whether the paper does is not known).
+        recompute: keep of each block's MLP its input alone, and compute the hidden layer again in the backward pass:
+            of what frozen blocks keep it is the largest part, and costs the least time to have again.
 
     Raises:
         ValueError: where ``model`` has no adapter or no head.
@@ -181,7 +185,33 @@ def tune_channels(model: nn.Module, norms: bool = False) -> list[nn.Parameter]:
     tuned += [parameter for head in heads(model) for parameter in head.parameters()]
     if norms:
         tuned += [parameter for norm in layer_norms(model).values() for parameter in norm.parameters()]
+    recompute_mlps(model, recompute)
     return train_only(model, tuned)
+
+
+def recompute_mlps(model: nn.Module, recompute: bool = True) -> list[nn.Module]:
+    """Let the MLPs of the blocks keep for the backward pass their input alone, or all it needs; those that changed."""
+    mlps = [block.get_submodule("mlp") for block in transformer_blocks(model).values()]
+    changed = [mlp for mlp in mlps if isinstance(vars(mlp).get("forward"), _Recomputed) != recompute]
+    for mlp in changed:
+        if recompute:
+            mlp.forward = _Recomputed(mlp)
+        else:
+            del mlp.forward
+    return changed
+
+
+class _Recomputed:
+    """The forward pass of ``mlp``, of which its input alone is kept; an object, since it is copied with its module."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        self.mlp = mlp
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        forward = partial(type(self.mlp).forward, self.mlp)
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return forward(*inputs)
+        return run_again(self.mlp, *inputs, run=forward)
 
 
 def placed(model: nn.Module) -> Place | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repertory.systems.petl_two_stage.adapter import Place, transformer_blocks, widths
+from repertory.systems.petl_two_stage.adapter import Place, recompute_mlps, transformer_blocks, widths
 
 Variant = Literal["abs_of_sum", "per_sample", "squared"]
 Samples = Iterable[tuple[Tensor, Tensor]]
@@ -176,6 +176,7 @@ def _watched(model: nn.Module, see: Callable[[int, Tensor], None], place: Place)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     model.requires_grad_(False)
+    recomputed = recompute_mlps(model)
     try:
         with torch.autocast(next(model.parameters()).device.type, enabled=False):
             yield
@@ -184,6 +185,8 @@ def _watched(model: nn.Module, see: Callable[[int, Tensor], None], place: Place)
             module.training = mode
         for parameter in trained:
             parameter.requires_grad_(True)
+        for mlp in recomputed:
+            del mlp.forward
         for handle in handles:
             handle.remove()
 

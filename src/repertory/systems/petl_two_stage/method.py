@@ -73,6 +73,7 @@ class ChannelTuning(Method):
         init: of the adapters' weights: zero (training begins as stage one ended), or normal (deviation 0.02).
         tune_norms: let the LayerNorms train on.
         norm_weight_decay: their weight decay then.
+        recompute: compute hidden layers of frozen MLPs again in the backward pass rather than keep them.
         seed: of the random score.
 
     Raises:
@@ -94,6 +95,7 @@ class ChannelTuning(Method):
         init: Init = "zero",
         tune_norms: bool = False,
         norm_weight_decay: float = 0.0,
+        recompute: bool = True,
         seed: int = 0,
     ) -> None:
         if channels is not None and channels < 1:
@@ -108,7 +110,8 @@ class ChannelTuning(Method):
                 raise ValueError(f"{argument} is {chosen!r}; it must be one of {', '.join(get_args(known))}")
         self.channels, self.score, self.variant = channels, score, variant
         self.class_token, self.class_mean, self.place = class_token, class_mean, place
-        self.scale, self.init, self.tune_norms, self.seed = scale, init, tune_norms, seed
+        self.scale, self.init, self.tune_norms = scale, init, tune_norms
+        self.recompute, self.seed = recompute, seed
         self.norm_weight_decay = _at_least_zero(norm_weight_decay)
         self._dataset: Any = None
         self._batch_size = 1
@@ -118,7 +121,7 @@ class ChannelTuning(Method):
         """``model`` with adapters of channels yet to be chosen, all but these and the head frozen."""
         first = select_channels([torch.zeros(width) for width in widths(model)], self.channels)
         insert_adapters(model, first, self.scale, self.init, self.place)
-        tune_channels(model, self.tune_norms)
+        tune_channels(model, self.tune_norms, self.recompute)
         return model
 
     def build_optimizer(self, model: nn.Module, default: Optimizer) -> Optimizer:
