@@ -2,7 +2,7 @@
 
 A line ``[benchmark: NAME]`` in ``docs/notes/<slug>.md`` becomes the rows that ``python -m benchmarks.NAME`` wrote.
 Each ``docs/evidence*.json`` is a ``results.json`` of ``repertory reproduce --scale small``, copied without its curves;
-those of probes come after the others by name.
+those whose name ends in ``_probes`` are of its second comparisons.
 """
 
 from __future__ import annotations
@@ -139,15 +139,25 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _evidence(slug: str) -> str:
-    """What the recorded reproductions say of a system, those of probes last, in the words of the report."""
-    jobs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("evidence*.json"))]
-    found = [(job, entry) for job in jobs for entry in job["systems"] if entry["system"] == slug]
-    return "\n".join(_comparison(results, entry, second=bool(number)) for number, (results, entry) in enumerate(found))
+    """What the recorded reproductions say of a system, in the order of the files' names, in the words of the report."""
+    parts = []
+    for path in sorted(DOCS.glob("evidence*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        found = [entry for entry in results["systems"] if entry["system"] == slug]
+        parts += [_comparison(results, entry, path.stem.endswith("_probes")) for entry in found]
+    return "\n".join(parts)
 
 
-def _comparison(results: Mapping[str, Any], system: Mapping[str, Any], second: bool) -> str:
+def _command(system: Mapping[str, Any], scale: str, probe: bool) -> str:
+    """The command that makes the runs of ``system`` again."""
+    runs = max(len(arm["runs"]) for arm in system["arms"])
+    seeds = f" --seeds {runs}" if runs != system["scale"]["seeds"] else ""
+    return f"repertory reproduce {system['system']} --scale {scale}{' --probe' if probe else ''}{seeds}"
+
+
+def _comparison(results: Mapping[str, Any], system: Mapping[str, Any], probe: bool) -> str:
     better = "higher" if system["higher_is_better"] else "lower"
-    command = f"repertory reproduce {system['system']} --scale {results['scale']}{' --probe' if second else ''}"
+    made = f"{results['made'][:10]}, torch {results['versions'].get('torch', 'unknown')}"
     parts = [
         f"**{system['question']}** {'Synthetic probe: ' if system['probe'] else ''}{system['data']}.",
         _table(
@@ -155,7 +165,7 @@ def _comparison(results: Mapping[str, Any], system: Mapping[str, Any], second: b
             [_arm(arm, system) for arm in system["arms"]],
         ),
         _difference(system),
-        f"`{command}`, {results['made'][:10]}, torch {results['versions'].get('torch', 'unknown')}.",
+        f"`{_command(system, results['scale'], probe)}`, {made}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
