@@ -11,11 +11,11 @@ Report = Callable[[int, int], None]
 
 
 @contextmanager
-def reporting(progress: Report | bool | None, what: str, unit: str = "images") -> Iterator[Report]:
+def reporting(progress: Report | bool | None, what: str | Callable[[], str], unit: str = "images") -> Iterator[Report]:
     """What to call with (done, in all): ``progress`` if it is a function, else a bar named ``what``, or nothing.
 
-    True and False force or forbid the bar; None shows it where standard error is a terminal. Of several processes only
-    the first speaks.
+    A function ``what`` is asked for the name at every report. True and False force or forbid the bar; None shows it
+    where standard error is a terminal. Of several processes only the first speaks.
     """
     if callable(progress):
         yield progress if _first() else _silent
@@ -35,9 +35,10 @@ def reporting(progress: Report | bool | None, what: str, unit: str = "images") -
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),
     )
+    name = what if callable(what) else lambda: what
     with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(what, total=1)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+        row = bar.add_task(name(), total=1)
+        yield lambda done, total: bar.update(row, completed=done, total=total, description=name())
 
 
 def _first() -> bool:

@@ -286,6 +286,14 @@ def test_what_cannot_be_sent_to_other_processes_is_named():
         search(SPACE, lambda trial: 0.5, settings=SearchSettings(8, processes=2))
 
 
+def test_the_bar_tells_the_best_reward(capsys):
+    result = search(SPACE, ORACLE, settings=SHORT, **modules(), progress=True)
+    shown = capsys.readouterr().err
+    before = max(sample.reward for sample in result.history if sample.iteration < result.iterations and sample.accuracy)
+    assert f"searching, best reward {before:.3f}" in " ".join(shown.split())
+    assert "24/24 trainings" in shown
+
+
 def test_progress_counts_real_trainings():
     reports, seen = [], []
     search(

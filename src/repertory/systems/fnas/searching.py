@@ -188,8 +188,8 @@ def search(
         knowledge: (tokens, reward) pairs of an earlier search, on which the critic is trained first.
         out: folder for ``search.ckpt``, written after every iteration, trials of a cut iteration, and ``search.json``.
         resume: go on from ``out`` if a search is there.
-        progress: called with (real trainings done, in all); True and False force or forbid the bar, None shows it where
-            standard error is a terminal.
+        progress: called with (real trainings done, in all); True and False force or forbid the bar, which tells the
+            best reward too, None shows it where standard error is a terminal.
         watch: called with the state of the search after every iteration.
 
     Raises:
@@ -216,7 +216,7 @@ def search(
         )
     run = _Search(space, evaluate, settings, reward, cost, limit, modules, Path(out) if out is not None else None)
     run.begin([(space.canonical(tokens), float(value)) for tokens, value in knowledge], resume)
-    with reporting(progress, "searching", unit="trainings") as report, Workers(evaluate, settings.processes) as workers:
+    with reporting(progress, run.headline, "trainings") as report, Workers(evaluate, settings.processes) as workers:
         report(run.trainings, settings.trainings)
         while run.trainings < settings.trainings and run.iteration < settings.iterations:
             run.iterate(workers, report)
@@ -275,6 +275,11 @@ class _Search:
             "evaluate": _configuration(evaluate),
             **modules.configuration(),
         }
+
+    def headline(self) -> str:
+        """What the search has found before this iteration, in a few words."""
+        best = max((candidate.reward for candidate in self.known.values()), default=None)
+        return "searching" if best is None else f"searching, best reward {best:.3f}"
 
     def begin(self, knowledge: Sequence[tuple[Tokens, float]], resume: bool) -> None:
         """Take up the search in ``out``, or start with what the critic is told."""
