@@ -1,7 +1,8 @@
 """Criss-cross attention, forward and backward, against the authors' copies and joined softmax, and full attention.
 
 ``python -m benchmarks.criss_cross [--pairs 15] [--threads 2]``: values (1, 512, 97, 97), queries and keys of 64
-channels; then scaled_dot_product_attention over all positions of maps of side 97 and 129.
+channels; then scaled_dot_product_attention over all positions of maps of side 97 and 129. On CPU a row tells how fast
+the matrix products alone would be, of matrices that lie ready: what no path that leaves them to the library surpasses.
 """
 
 from __future__ import annotations
@@ -56,6 +57,31 @@ def call_of(path: str, side: int = SIDE, warm: bool = False) -> Callable[[], tup
     return call
 
 
+def products() -> Callable[[], Tensor]:
+    """The call that makes the twelve batches of matrix products of one forward and backward pass, and nothing else."""
+    query, key, narrow = (torch.randn(SIDE, SIDE, DEPTH, device=DEVICE) for _ in range(3))
+    value, grad, wide = (torch.randn(SIDE, SIDE, CHANNELS, device=DEVICE) for _ in range(3))
+    weights, square = torch.rand(2, SIDE, SIDE, SIDE, device=DEVICE)
+
+    def call() -> Tensor:
+        for turned in (False, True):  # along rows, along columns
+            q, k, v, g, small, large = (
+                x.transpose(0, 1) if turned else x for x in (query, key, value, grad, narrow, wide)
+            )
+            for left, right, out in (
+                (q, k.mT, square),
+                (weights, v, large),
+                (g, v.mT, square),
+                (weights.mT, g, large),
+                (weights, k, small),
+                (weights.mT, q, small),
+            ):
+                torch.bmm(left, right, out=out)
+        return square
+
+    return call
+
+
 def spare_memory(path: str, side: int = SIDE) -> float:
     """MiB above inputs, output and their gradients at the peak of one call."""
     made = 4 * side**2 * (2 * CHANNELS + 2 * DEPTH)  # output, and gradients of query, key and value
@@ -72,11 +98,15 @@ def rows_of_paths(pairs: int) -> list[list[str]]:
         found = calls[path]()
         first[path] = time.perf_counter() - start
         error[path] = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    ratios = interleaved(baseline, calls, pairs)
+    bound = "matrix products alone" if DEVICE == "cpu" else None
+    ratios = interleaved(baseline, calls | ({bound: products()} if bound else {}), pairs)
     base = spare_memory("baseline")
     seconds = ratios[PATHS[0]].baseline
     rows = [["copies + joined softmax", "97", "1", f"{1e3 * seconds:.1f}", "", f"{base:.0f}", "1", ""]]
     for path, ratio in ratios.items():
+        if path == bound:
+            rows.append([path, "97", str(ratio), f"{1e3 * ratio.candidate:.1f}", "", "", "", ""])
+            continue
         memory = share = ""
         if path != "compiled" or DEVICE == "cuda":
             spare = spare_memory(path)
