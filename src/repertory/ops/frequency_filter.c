@@ -391,18 +391,6 @@ static inline __attribute__((always_inline)) void multiply_by(const float *x, in
     }
 }
 
-static void multiply(const float *x, int64_t stride, const lanes *y, int64_t pixels, const shape *s, lanes *to) {
-    for (int64_t v = 0; v < s->count; v += 4)
-        if (s->count - v == 1)
-            multiply_by(x, stride, y + v, pixels, s, 1, to + v);
-        else if (s->count - v == 2)
-            multiply_by(x, stride, y + v, pixels, s, 2, to + v);
-        else if (s->count - v == 3)
-            multiply_by(x, stride, y + v, pixels, s, 3, to + v);
-        else
-            multiply_by(x, stride, y + v, pixels, s, 4, to + v);
-}
-
 /* Columns of the rows of `pixels` rows x, `stride` apart, times a matrix. */
 static inline __attribute__((always_inline)) void apply_by(const float *x, int64_t stride, const lanes *matrix,
                                                            int64_t pixels, const shape *s, int columns, lanes *to) {
@@ -419,16 +407,27 @@ static inline __attribute__((always_inline)) void apply_by(const float *x, int64
     }
 }
 
-static void apply(const float *x, int64_t stride, const lanes *matrix, int64_t pixels, const shape *s, lanes *to) {
+/* All columns of a product, as many at a time as registers hold. */
+static inline __attribute__((always_inline)) void by_columns(
+    void (*product)(const float *, int64_t, const lanes *, int64_t, const shape *, int, lanes *), const float *x,
+    int64_t stride, const lanes *y, int64_t pixels, const shape *s, lanes *to) {
     for (int64_t v = 0; v < s->count; v += 4)
         if (s->count - v == 1)
-            apply_by(x, stride, matrix + v, pixels, s, 1, to + v);
+            product(x, stride, y + v, pixels, s, 1, to + v);
         else if (s->count - v == 2)
-            apply_by(x, stride, matrix + v, pixels, s, 2, to + v);
+            product(x, stride, y + v, pixels, s, 2, to + v);
         else if (s->count - v == 3)
-            apply_by(x, stride, matrix + v, pixels, s, 3, to + v);
+            product(x, stride, y + v, pixels, s, 3, to + v);
         else
-            apply_by(x, stride, matrix + v, pixels, s, 4, to + v);
+            product(x, stride, y + v, pixels, s, 4, to + v);
+}
+
+static void multiply(const float *x, int64_t stride, const lanes *y, int64_t pixels, const shape *s, lanes *to) {
+    by_columns(multiply_by, x, stride, y, pixels, s, to);
+}
+
+static void apply(const float *x, int64_t stride, const lanes *matrix, int64_t pixels, const shape *s, lanes *to) {
+    by_columns(apply_by, x, stride, matrix, pixels, s, to);
 }
 
 /* Where `first` pixels of a head begin. */
